@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of `galore`, checked once."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from galore_optax import subspace as subspaces
+from galore_optax._dimensions import WeightDimensionNumbers
+from galore_optax._matrices import Selection
+from galore_optax._types import PerLeaf, ProjType, Scalar
+from galore_optax.subspace import Subspace
+
+STATIC_ARGS = (
+    "rank",
+    "proj_type",
+    "subspace",
+    "weight_dimension_numbers",
+    "stagger",
+    "projector_dtype",
+    "moment_dtype",
+    "seed",
+)
+"""For `optax.inject_hyperparams(..., static_args=STATIC_ARGS)`.
+
+These arguments decide shapes or code and cannot be traced. The learning rate, `scale`
+and `update_proj_gap` can, and are left to `inject_hyperparams`.
+"""
+
+
+class _Default(float):
+    """Tells a default from the same number written out by the user."""
+
+
+DEFAULT_SCALE = _Default(0.25)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The arguments of `galore`, checked."""
+
+    selection: Selection
+    subspace: Subspace
+    stagger: bool
+    projector_dtype: jnp.dtype | None
+    moment_dtype: jnp.dtype | None
+    seed: int | jax.Array
+
+    def moments(self, dtype: jnp.dtype) -> jnp.dtype:
+        """What the inner computes in for a leaf of `dtype`."""
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return dtype
+        if self.moment_dtype is not None:
+            return self.moment_dtype
+        # b2=0.999 adds increments to ν that bf16 rounds away.
+        return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+
+
+def make_config(
+    *,
+    rank: PerLeaf[int],
+    update_proj_gap: PerLeaf[Scalar],
+    scale: PerLeaf[Scalar],
+    proj_type: ProjType,
+    subspace: Subspace | None,
+    weight_dimension_numbers: WeightDimensionNumbers,
+    stagger: bool,
+    projector_dtype: Any,
+    moment_dtype: Any,
+    seed: int | jax.Array,
+) -> Config:
+    return Config(
+        selection=Selection(
+            rank, update_proj_gap, scale, proj_type, weight_dimension_numbers
+        ),
+        subspace=_method(subspace),
+        stagger=_flag("stagger", stagger),
+        projector_dtype=_floating("projector_dtype", projector_dtype),
+        moment_dtype=_floating("moment_dtype", moment_dtype),
+        seed=seed,
+    )
+
+
+def _method(subspace: Any) -> Subspace:
+    if subspace is None:
+        return subspaces.power()
+    if not isinstance(subspace, Subspace) or isinstance(subspace, type):
+        raise TypeError(
+            f"subspace={subspace!r} is no subspace method. Write one of"
+            " galore_optax.subspace.power(), randomized(), eigh(), svd(), random(), or"
+            " pass an object with the methods of galore_optax.subspace.Subspace."
+        )
+    return subspace
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r} must be True or False.")
+    return bool(value)
+
+
+def _floating(name: str, dtype: Any) -> jnp.dtype | None:
+    if dtype is None:
+        return None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name}={dtype!r} must be a floating-point dtype or None.")
+    return jnp.dtype(dtype)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`galore`, with an inner optimizer or as a filter."""
+
+import dataclasses
+import functools
+import warnings
+from typing import Any
+
+import jax
+import optax
+
+from galore_optax._config import DEFAULT_SCALE, Config, make_config
+from galore_optax._dimensions import WeightDimensionNumbers
+from galore_optax._state import GaLoreState
+from galore_optax._transform import projected
+from galore_optax._types import PerLeaf, ProjType, Scalar
+from galore_optax.subspace import Subspace
+
+
+class Filter(optax.GradientTransformationExtraArgs):
+    """`galore` without an inner: the filter `G → P PᵀG`, or a mark for `chain`."""
+
+    config: Config
+
+
+def _filter(config: Config) -> Filter:
+    selection = config.selection
+    if selection.scale is not DEFAULT_SCALE:
+        raise ValueError(
+            f"scale={selection.scale!r} has no effect on galore without an inner"
+            " transformation: what follows in optax.chain would undo it. Give the"
+            " inner: galore(optax.adamw(lr), rank=..., scale=...). Under"
+            " optax.inject_hyperparams, which traces it, an inner is needed too."
+        )
+    unscaled = dataclasses.replace(
+        config, selection=dataclasses.replace(selection, scale=1.0)
+    )
+    init, update = projected(lambda plan: optax.identity(), unscaled)
+    warn = functools.cache(_warn_about_memory)
+
+    def warning_init(params: Any) -> GaLoreState:
+        warn()
+        return init(params)
+
+    result = Filter(warning_init, update)
+    result.config = config
+    return result
+
+
+def _warn_about_memory() -> None:
+    warnings.warn(
+        "galore without an inner transformation only filters gradients (G → P PᵀG):"
+        " whatever follows it in optax.chain keeps full-size state, so no memory is"
+        " saved. Write galore(optax.adamw(lr), rank=...), or use galore_optax.chain"
+        " instead of optax.chain.",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def bind(config: Config, inner: Any) -> optax.GradientTransformationExtraArgs:
+    """`galore` with `inner`, which is checked here."""
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            f"inner={inner!r} is no optax.GradientTransformation. Pass one, such as"
+            " optax.adamw(1e-3): galore(optax.adamw(1e-3), rank=128)."
+        )
+    if isinstance(inner, Filter):
+        raise TypeError(
+            "the inner of galore is galore without an inner, which would project twice."
+            " Pass the optimizer itself: galore(optax.adamw(1e-3), rank=128)."
+        )
+    return projected(lambda plan: inner, config)
+
+
+def galore(
+    inner: optax.GradientTransformation | None = None,
+    *,
+    rank: PerLeaf[int] = 128,
+    update_proj_gap: PerLeaf[Scalar] = 200,
+    scale: PerLeaf[Scalar] = DEFAULT_SCALE,
+    proj_type: ProjType = "std",
+    subspace: Subspace | None = None,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
+    stagger: bool = False,
+    projector_dtype: Any = None,
+    moment_dtype: Any = None,
+    seed: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Runs any optimizer on low-rank projections of the gradients.
+
+    For a weight matrix :math:`W` with gradient :math:`G`, both (m, n), and an
+    orthonormal projector :math:`P`, (m, rank), found anew from the gradient every
+    `update_proj_gap` steps,
+
+    .. math:: R = P^T G, \quad U, s = \mathrm{inner}(R, s), \quad
+        W \leftarrow W + \mathrm{scale} \cdot P U,
+
+    so that the state of `inner` has rank times n entries. Decoupled weight decay of the
+    inner acts on all of :math:`W`, unscaled: :math:`W \leftarrow W - lr (\mathrm{scale}
+    \cdot P\,\mathrm{adam}(R) + wd\, W)`. An inner that uses `params` in another way
+    (trust ratios, parameter scales, decay inside its moments) sees the coordinates
+    :math:`P^T W / \mathrm{scale}`, and what lies outside the span of :math:`P` is left
+    alone. Embeddings, heads, norms, biases and convolutions go to `inner` at full size,
+    unscaled; `describe` prints which leaf is treated how.
+
+    `update` takes the extra argument `refresh`: `None` refreshes in the graph whatever
+    is due; a static `False` compiles a step without refresh code; a static `True`
+    refreshes every matrix; a traced bool is ANDed with what is due. All other extra
+    arguments go to `inner`.
+
+    Args:
+      inner: runs on the projected gradients; its updates are lifted and scaled. Without
+        it the result filters gradients, :math:`G 	o P P^T G`, for
+        `galore_optax.chain`; in `optax.chain` that saves no memory, and warns.
+      rank: of the projected gradients, at most min(m, n); or a callable of one `Leaf`.
+      update_proj_gap: steps between refreshes of a projector; or a callable of `Leaf`.
+      scale: factor on lifted updates, in effect on the learning rate of the projected
+        leaves; or a callable of `Leaf`.
+      proj_type: which side is projected, with rows the output axes: `"std"` the shorter
+        (columns of a square matrix), `"reverse_std"` the other, `"left"` the rows,
+        `"right"` the columns, `"full"` both, with two projectors.
+      subspace: how projectors are found; `subspace.power()` if `None`.
+      weight_dimension_numbers: which leaves are projected, along which axes: `None` for
+        the library's rule; `optax.contrib.MuonDimensionNumbers` (axes in neither field
+        are batch axes); a tree of these like params, `None` for full size; or a
+        callable of params that returns one (see `match_paths`).
+      stagger: spread the refreshes of different matrices evenly over the gap.
+      projector_dtype: of stored projectors; that of the parameter if `None`.
+      moment_dtype: of all that `inner` holds; if `None`, f32 for 16-bit parameters and
+        the parameter's otherwise.
+      seed: of the subspace methods that draw random numbers.
+
+    Returns:
+      a transformation whose state is a `GaLoreState`. Updates have the dtypes of
+      params, or of the gradients where no params are given.
+
+    Raises:
+      TypeError: `inner` is no transformation; an argument has the wrong type; `rank` is
+        traced.
+      ValueError: an argument is out of range; axes overlap or do not exist; nothing is
+        projected; `inner` keeps parameter values in its state; the state was made with
+        another configuration; updates and params are different trees.
+
+    Example:
+      >>> import galore_optax, jax, jax.numpy as jnp, optax
+      >>> params = {"dense": {"kernel": jnp.ones((64, 256)), "bias": jnp.zeros(256)}}
+      >>> tx = galore_optax.galore(optax.adamw(1e-3), rank=8)
+      >>> state = tx.init(params)
+      >>> grads = jax.tree.map(jnp.ones_like, params)
+      >>> updates, state = jax.jit(tx.update)(grads, state, params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> state.inner_state[0].mu["dense"]["kernel"].shape
+      (8, 256)
+
+    Source: Zhao et al., GaLore: Memory-Efficient LLM Training by Gradient Low-Rank
+    Projection, ICML 2024, arXiv 2403.03507, Algorithm 2 and Definition 3.6.
+    """
+    config = make_config(
+        rank=rank,
+        update_proj_gap=update_proj_gap,
+        scale=scale,
+        proj_type=proj_type,
+        subspace=subspace,
+        weight_dimension_numbers=weight_dimension_numbers,
+        stagger=stagger,
+        projector_dtype=projector_dtype,
+        moment_dtype=moment_dtype,
+        seed=seed,
+    )
+    return _filter(config) if inner is None else bind(config, inner)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks a transformation, however wrapped, what its `galore` parts project."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from galore_optax._leaves import is_masked
+from galore_optax._matrices import Plan
+from galore_optax._state import GaLoreState
+
+
+class Recorded(NamedTuple):
+    """One `galore` inside a transformation."""
+
+    plan: Plan
+    stagger: bool
+
+
+_RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar(
+    "galore_optax_records", default=None
+)
+
+
+def record(plan: Plan, stagger: bool) -> None:
+    """Called by `init`; heard only inside `plans_of`."""
+    records = _RECORDS.get()
+    if records is not None:
+        records.append(Recorded(plan.without_values(), stagger))
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[Recorded]]:
+    records: list[Recorded] = []
+    token = _RECORDS.set(records)
+    try:
+        yield records
+    finally:
+        _RECORDS.reset(token)
+
+
+def plans_of(
+    tx: optax.GradientTransformation, params: Any
+) -> tuple[tuple[Recorded, ...], Any]:
+    """What every `galore` inside `tx` projects, and the abstract state of `tx`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    with _listening() as records:
+        state = jax.eval_shape(tx.init, params)
+    if not records:
+        raise ValueError(
+            "this transformation contains no galore. Pass the one that is given to"
+            " init, such as galore_optax.galore(optax.adam(1e-3), rank=128)."
+        )
+    return tuple(records), state
+
+
+def galore_states(records: tuple[Recorded, ...], state: Any) -> list[GaLoreState]:
+    """The part of `state` that belongs to each record.
+
+    Raises:
+      ValueError: `state` holds none for some record.
+    """
+    nodes = jax.tree.leaves(state, is_leaf=_is_state)
+    states = [node for node in nodes if _is_state(node)]
+    return [_state_of(record.plan, states) for record in records]
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, GaLoreState)
+
+
+def _state_of(plan: Plan, states: list[GaLoreState]) -> GaLoreState:
+    for state in states:
+        if _fits(plan, state):
+            return state
+    raise ValueError(
+        "the state holds no GaLoreState for the leaves"
+        f" {[matrix.path for matrix in plan.projected]}. Pass the state that this"
+        " transformation's init made for these parameters."
+    )
+
+
+def _fits(plan: Plan, state: GaLoreState) -> bool:
+    try:
+        nodes = plan.flat.subtrees(state.projector)
+    except (ValueError, TypeError):
+        return False
+    return [is_masked(node) for node in nodes] == plan.is_full

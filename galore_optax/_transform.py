@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformation: project, run the inner optimizer, lift back.
+
+R = PᵀG                      project
+U, s = inner(R, s, Z)        any optax transformation, low-rank state
+ΔW = scale · P U + decay     lift; the decay acts on all of W, unscaled
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from galore_optax import _state
+from galore_optax._config import Config
+from galore_optax._inner import depends_on_values
+from galore_optax._leaves import Flat, Placeholder, flatten, without_placeholders
+from galore_optax._matrices import Plan, same_leaves
+from galore_optax._projection import initial_projector, zero_coordinates
+from galore_optax._record import record
+from galore_optax._refresh import (
+    Member,
+    When,
+    initial_refresh,
+    ordinals,
+    refresh_when_due,
+)
+from galore_optax._run import Frame, run_inner
+from galore_optax._state import GaLoreState
+
+InnerOf = Callable[[Plan], optax.GradientTransformation]
+
+
+def projected(
+    inner_of: InnerOf, config: Config
+) -> optax.GradientTransformationExtraArgs:
+    """`inner_of(plan)` run on projected gradients."""
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(_init, inner_of, config),
+        functools.partial(_update, inner_of, config),
+    )
+
+
+def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
+    if isinstance(params, Placeholder):
+        return _unlabelled(inner_of, config)
+    plan = config.selection.plan(params)
+    record(plan, config.stagger)
+    inner = inner_of(plan)
+    inner_params = _initial_coordinates(plan, config)
+    _refuse_values(inner, inner_params)
+    leaves = [plan.flat.values[matrix.position] for matrix in plan.projected]
+    projectors = [
+        tuple(
+            initial_projector(matrix, side, leaf, config.projector_dtype or leaf.dtype)
+            for side in matrix.sides
+        )
+        for matrix, leaf in zip(plan.projected, leaves, strict=True)
+    ]
+    return GaLoreState(
+        count=jnp.zeros([], jnp.int32),
+        key=jax.random.PRNGKey(config.seed),
+        projector=_state.arrange(plan, list(map(_state.as_node, projectors))),
+        refresh=_state.arrange(plan, list(map(initial_refresh, plan.projected))),
+        inner_state=inner.init(inner_params),
+    )
+
+
+def _unlabelled(inner_of: InnerOf, config: Config) -> GaLoreState:
+    # For optax.tree.map_params. Projected arrays share no axis order with params, so
+    # nothing here may be labelled as params-like: a specification of a full matrix
+    # would fit a projected one by accident, and mean another axis.
+    def leaf() -> jax.Array:
+        return jnp.zeros([])
+
+    inner = inner_of(Plan(flatten(()), (), ()))
+    return GaLoreState(
+        count=leaf(),
+        key=jax.random.PRNGKey(config.seed),
+        projector=leaf(),
+        refresh=leaf(),
+        inner_state=without_placeholders(inner.init(Placeholder()), leaf),
+    )
+
+
+def _initial_coordinates(plan: Plan, config: Config) -> Any:
+    """Zeros for each projected leaf, the parameter itself for the rest."""
+    values = [
+        zero_coordinates(matrix, value, config.moments(value.dtype))
+        if matrix
+        else _cast(value, config.moments(value.dtype))
+        for matrix, value in zip(plan.matrices, plan.flat.values, strict=True)
+    ]
+    return plan.flat.rebuild(values, plan.is_full)
+
+
+def _cast(value: Any, dtype: jnp.dtype) -> Any:
+    if value.dtype == dtype:
+        return value
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return value.update(dtype=dtype)
+    return value.astype(dtype)
+
+
+def _refuse_values(inner: optax.GradientTransformation, params: Any) -> None:
+    if depends_on_values(inner.init, params):
+        raise ValueError(
+            "the inner transformation keeps parameter values in its state"
+            " (schedule_free, prodigy, dog, madgrad and mechanic do). Inside galore"
+            " these would be coordinates, which change meaning at every refresh. Put"
+            " it around galore instead, such as"
+            " optax.contrib.schedule_free(galore(optax.adam(lr)), lr)."
+        )
+
+
+def _update(
+    inner_of: InnerOf,
+    config: Config,
+    updates: Any,
+    state: GaLoreState,
+    params: Any = None,
+    *,
+    refresh: When = None,
+    **extra_args: Any,
+) -> tuple[Any, GaLoreState]:
+    plan = config.selection.plan(updates)
+    weights = _weights(plan, params)
+    projectors, refreshes = _state.read(plan, state)
+    gradients = plan.flat.values
+    projectors, refreshes = refresh_when_due(
+        _members(plan, gradients),
+        projectors,
+        refreshes,
+        method=config.subspace,
+        stagger=config.stagger,
+        count=state.count,
+        key=state.key,
+        when=bool(refresh) if isinstance(refresh, (bool, np.bool_)) else refresh,
+    )
+    dtypes = tuple(config.moments(x.dtype) for x in (weights or plan.flat).values)
+    directions, inner_state = run_inner(
+        inner_of(plan),
+        Frame(plan, tuple(projectors), dtypes),
+        gradients,
+        weights,
+        state.inner_state,
+        extra_args,
+    )
+    return _emit(plan, directions, weights or plan.flat), GaLoreState(
+        count=optax.safe_increment(state.count),
+        key=state.key,
+        projector=_state.arrange(plan, list(map(_state.as_node, projectors))),
+        refresh=_state.arrange(plan, refreshes),
+        inner_state=inner_state,
+    )
+
+
+def _weights(plan: Plan, params: Any) -> Flat | None:
+    if params is None:
+        return None
+    flat = flatten(params)
+    same_leaves(plan, flat, "params")
+    for path, update, param in zip(
+        flat.paths, plan.flat.values, flat.values, strict=True
+    ):
+        if update.shape != param.shape:
+            raise ValueError(
+                f"the update of '{path}' has shape {update.shape}, its parameter has"
+                f" {param.shape}. Pass gradients of these parameters."
+            )
+    return flat
+
+
+def _members(plan: Plan, gradients: Sequence[jax.Array]) -> list[Member]:
+    return [
+        Member(matrix, numbers, gradients[matrix.position])
+        for matrix, numbers in zip(
+            plan.projected, ordinals(plan.projected), strict=True
+        )
+    ]
+
+
+def _emit(plan: Plan, directions: Sequence[jax.Array], like: Flat) -> Any:
+    """The updates as a tree like the gradients, in the dtypes of the parameters."""
+    values = [x.astype(y.dtype) for x, y in zip(directions, like.values, strict=True)]
+    return plan.flat.rebuild(values, [True] * len(values))

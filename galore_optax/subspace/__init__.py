@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Subspace methods: how a projector is found from a gradient.
+
+Each function returns a small frozen object that follows `Subspace`; anything else that
+does so can be passed to `galore(subspace=...)`.
+"""
+
+from galore_optax.subspace._base import Subspace as Subspace
+from galore_optax.subspace.eigh import eigh as eigh
+from galore_optax.subspace.power import power as power
+from galore_optax.subspace.random import random as random
+from galore_optax.subspace.randomized import randomized as randomized
+from galore_optax.subspace.svd import svd as svd
