@@ -52,7 +52,7 @@ def captured_energy(
     by_path = dict(zip(flat.paths, flat.values, strict=True))
     energies: dict[str, jax.Array] = {}
     for record, found in zip(records, galore_states(records, state), strict=True):
-        projectors, _ = read(record.plan, found)
+        projectors = read(record.plan, found)
         for matrix, pair in zip(record.plan.projected, projectors, strict=True):
             energies[matrix.path] = _energy(matrix, pair, by_path[matrix.path])
     return energies

@@ -2,10 +2,12 @@
 """When a subspace is refreshed, and how a new basis is checked before it is taken.
 
 All matrices of a tree share one conditional, so that a step on which nothing is due
-costs one host round trip at most. Inside it each leaf loops over those of its matrices
-that are due: no work is done for the others, and one matrix' workspace is held.
+costs one host round trip at most. Inside it the matrices of one size, from whichever
+leaves, share one loop over those that are due: no work is done for the others, one
+matrix' workspace is held, and a model compiles a handful of loops however deep it is.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,7 +19,6 @@ from jax import lax
 from galore_optax._matrices import Matrix, Side
 from galore_optax._projection import accumulation_dtype
 from galore_optax._sharding import explicit_sharding, place, replicated
-from galore_optax._types import Scalar
 from galore_optax.subspace import Subspace
 from galore_optax.subspace._base import matmul
 
@@ -30,78 +31,93 @@ When: TypeAlias = bool | jax.Array | None
 
 
 class Refresh(NamedTuple):
-    """What each matrix of a leaf needs to know about its own refreshing."""
+    """What each matrix needs to know about its own refreshing.
 
-    last: jax.Array  # batch shape, int32: count at its last refresh, -1 before any
-    refused: jax.Array  # batch shape, int32: how many new bases failed the check
-
-
-class Member(NamedTuple):
-    """One projected leaf, as the refresh sees it."""
-
-    matrix: Matrix
-    ordinals: np.ndarray  # batch shape: place of each matrix among all of the tree
-    gradient: jax.Array
-
-
-def initial_refresh(matrix: Matrix) -> Refresh:
-    shape = matrix.batch_shape
-    return Refresh(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.int32))
-
-
-def ordinals(matrices: Sequence[Matrix]) -> list[np.ndarray]:
-    """Numbers all matrices of a tree, leaf by leaf."""
-    starts = np.cumsum([0, *(matrix.count for matrix in matrices)])
-    return [
-        start + np.arange(matrix.count).reshape(matrix.batch_shape)
-        for start, matrix in zip(starts, matrices, strict=False)
-    ]
-
-
-def latest_scheduled(
-    count: Any, gap: Scalar, ordinal: np.ndarray, total: int, stagger: bool
-) -> Any:
-    """The last step up to `count` at which each matrix was to be refreshed.
-
-    Multiples of `gap`, shifted with `stagger` by an even share of it. Below zero before
-    a shifted matrix' second refresh; the first, at step 0, is everyone's.
+    One entry a matrix, leaf by leaf in the order of the tree, and in row-major order
+    over the batch axes of a leaf.
     """
-    shift = ordinal * gap // total if stagger else ordinal * 0
-    return (count - shift) // gap * gap + shift
+
+    last: (
+        jax.Array
+    )  # shape=(matrices,), int32: count at its last refresh, -1 before any
+    refused: jax.Array  # shape=(matrices,), int32: new bases that failed the check
+
+
+def initial_refresh(matrices: Sequence[Matrix]) -> Refresh:
+    total = sum(matrix.count for matrix in matrices)
+    return Refresh(jnp.full(total, -1, jnp.int32), jnp.zeros(total, jnp.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Calendar:
+    """When each matrix of a tree is to be refreshed; works on the host and traced."""
+
+    gaps: Any  # (matrices,) or scalar
+    shifts: Any  # likewise: where in its gap a matrix is refreshed
+
+    def latest(self, count: Any) -> Any:
+        """The last step up to `count` at which each matrix was to be refreshed.
+
+        Negative before a shifted matrix' second refresh; the first, at step 0, is
+        everyone's.
+        """
+        return (count - self.shifts) // self.gaps * self.gaps + self.shifts
+
+    def owed(self, refresh: Refresh, count: Any) -> Any:
+        """Whether a refresh is outstanding: never done, or older than the schedule."""
+        return (refresh.last < 0) | (refresh.last < self.latest(count))
+
+
+def calendar(matrices: Sequence[Matrix], stagger: bool) -> Calendar:
+    """Multiples of each gap; with `stagger`, shifted by an even share of it."""
+    counts = [matrix.count for matrix in matrices]
+    gaps: Any
+    if any(isinstance(matrix.gap, jax.Array) for matrix in matrices):
+        gaps = jnp.stack([jnp.asarray(m.gap, jnp.int32) for m in matrices])
+        gaps = jnp.repeat(gaps, np.array(counts), total_repeat_length=sum(counts))
+    else:
+        gaps = np.repeat([matrix.gap for matrix in matrices], counts).astype(np.int32)
+    order = np.arange(sum(counts), dtype=np.int32)
+    return Calendar(gaps, order * gaps // len(order) if stagger else order * 0)
 
 
 @jax.custom_batching.custom_vmap
-def _any(flag: jax.Array) -> jax.Array:
-    return flag
+def _any_lane(flags: jax.Array) -> jax.Array:
+    """`flags`, joined by `or` over every axis that `jax.vmap` adds.
+
+    A batched predicate would turn the conditional into a select that runs both branches
+    on every step, and a batched loop counter every slice into a gather.
+    """
+    return flags
 
 
-@_any.def_vmap
-def _any_of_batch(
-    axis_size: int, in_batched: list[bool], flag: jax.Array
+@_any_lane.def_vmap
+def _any_of_lanes(
+    axis_size: int, in_batched: list[bool], flags: jax.Array
 ) -> tuple[jax.Array, bool]:
-    # A batched predicate would turn the conditional into a select that runs both
-    # branches on every step; the loops inside stay exact for each batch entry.
     del axis_size, in_batched
-    return _any(jnp.any(flag, axis=0)), False
+    return _any_lane(jnp.any(flags, axis=0)), False
 
 
 def refresh_when_due(
-    members: Sequence[Member],
+    matrices: Sequence[Matrix],
+    gradients: Sequence[jax.Array],
     projectors: list[Projectors],
-    refreshes: list[Refresh],
+    refresh: Refresh,
     *,
     method: Subspace,
     stagger: bool,
     count: jax.Array,
     key: jax.Array,
     when: When,
-) -> tuple[list[Projectors], list[Refresh]]:
+) -> tuple[list[Projectors], Refresh]:
     """New projectors for every matrix that is due, the old ones for the rest.
 
     Args:
-      members: the projected leaves.
-      projectors: theirs, in the same order.
-      refreshes: theirs, in the same order.
+      matrices: the projected leaves.
+      gradients: theirs, full size.
+      projectors: theirs.
+      refresh: of all their matrices.
       method: finds the bases.
       stagger: spread refreshes over the gap.
       count: step, int32 scalar.
@@ -110,129 +126,210 @@ def refresh_when_due(
         what is due if it holds.
 
     Returns:
-      projectors and refreshes.
+      projectors and refresh.
     """
     if when is False:
-        return projectors, refreshes
-    total = sum(member.matrix.count for member in members)
-    owed = [
-        jnp.ones(member.matrix.batch_shape, bool)
-        if when is True
-        else _due(member, refresh, count, total, stagger)
-        for member, refresh in zip(members, refreshes, strict=True)
-    ]
+        return projectors, refresh
+    owed = calendar(matrices, stagger).owed(refresh, count)
+    owed = jnp.ones_like(owed) if when is True else owed
+    owed = owed if when is None or when is True else owed & when
+    lanes = _any_lane(owed)
 
-    def refresh(
-        old: tuple[list[Projectors], list[Refresh]],
-    ) -> tuple[list[Projectors], list[Refresh]]:
-        pairs = [
-            _refresh_leaf(
-                member, mask, pair, state, method=method, count=count, key=key
-            )
-            for member, mask, pair, state in zip(members, owed, *old, strict=True)
-        ]
-        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-    if when is True:
-        return refresh((projectors, refreshes))
-    flag = jnp.any(jnp.stack([jnp.any(mask) for mask in owed]))
-    flag = flag if when is None else flag & when
-    # `lax.cond` makes its second function branch 0: the no-op comes first, which spares
-    # copies of the operands on older XLA (jax issue 16661).
-    return lax.cond(_any(flag), refresh, lambda old: old, (projectors, refreshes))
-
-
-def _due(
-    member: Member, refresh: Refresh, count: jax.Array, total: int, stagger: bool
-) -> jax.Array:
-    scheduled = latest_scheduled(
-        count, member.matrix.gap, member.ordinals, total, stagger
-    )
-    return (refresh.last < 0) | (refresh.last < scheduled)
-
-
-def _refresh_leaf(
-    member: Member,
-    owed: jax.Array,
-    projectors: Projectors,
-    refresh: Refresh,
-    *,
-    method: Subspace,
-    count: jax.Array,
-    key: jax.Array,
-) -> tuple[Projectors, Refresh]:
-    matrix = member.matrix
-    sharding = explicit_sharding(member.gradient)
-    gradient = place(member.gradient, replicated(sharding))
-    turns = jnp.argsort(~owed.ravel(), stable=True)  # those due come first
-    leaf_key = jax.random.fold_in(jax.random.fold_in(key, count), matrix.position)
-
-    def body(
-        turn: jax.Array, state: tuple[Projectors, Refresh]
-    ) -> tuple[Projectors, Refresh]:
-        projectors, refresh = state
-        number = turns[turn]
-        index = jnp.unravel_index(number, matrix.batch_shape) if matrix.batch else ()
-        proposals = [
-            _propose(
-                method,
-                _matrix_of(matrix, side, gradient, index),
-                projector[index].reshape(-1, matrix.rank),
-                jax.random.fold_in(jax.random.fold_in(leaf_key, number), place_of_side),
-                refresh.last[index] < 0,
-            )
-            for place_of_side, (side, projector) in enumerate(
-                zip(matrix.sides, projectors, strict=True)
-            )
-        ]
-        accepted = jnp.all(jnp.stack([ok for _, ok in proposals]))
-        return (
-            tuple(
-                _store(projector, index, basis, accepted)
-                for projector, (basis, _) in zip(projectors, proposals, strict=True)
-            ),
-            Refresh(
-                refresh.last.at[index].set(
-                    jnp.where(accepted, count, refresh.last[index])
-                ),
-                refresh.refused.at[index].add(1 - accepted.astype(jnp.int32)),
-            ),
+    def renew(
+        old: tuple[list[Projectors], Refresh],
+    ) -> tuple[list[Projectors], Refresh]:
+        projectors, refresh = old
+        keys = jax.random.split(jax.random.fold_in(key, count), len(lanes))
+        turn = _Turn(method, lanes, owed, refresh.last < 0, keys)
+        found, accepted = _renew_all(_leaves(matrices, gradients, projectors), turn)
+        return found, Refresh(
+            last=jnp.where(accepted, count, refresh.last),
+            refused=refresh.refused + (owed & ~accepted).astype(jnp.int32),
         )
 
-    return lax.fori_loop(0, jnp.sum(owed), body, (projectors, refresh))
+    if when is True:
+        return renew((projectors, refresh))
+    # `lax.cond` makes its second function branch 0: the no-op comes first, which spares
+    # copies of the operands on older XLA (jax issue 16661).
+    return lax.cond(jnp.any(lanes), renew, lambda old: old, (projectors, refresh))
 
 
-def _matrix_of(
-    matrix: Matrix, side: Side, gradient: jax.Array, index: tuple[jax.Array, ...]
-) -> jax.Array:
-    """One matrix of the leaf, (projected side, other side), at least f32."""
-    gradient = gradient.astype(accumulation_dtype(gradient))
-    for axis, number in sorted(zip(matrix.batch, index, strict=True), reverse=True):
-        gradient = lax.dynamic_slice_in_dim(gradient, number, 1, axis)
-    moved = gradient.transpose(*matrix.batch, *side.axes, *side.others)
-    return moved.reshape(matrix.size(side.axes), -1)
+class _Turn(NamedTuple):
+    """What a refresh knows of every matrix of the tree, one entry each."""
+
+    method: Subspace
+    lanes: jax.Array  # due in any lane of a vmap
+    owed: jax.Array  # due in this one
+    cold: jax.Array  # never refreshed
+    keys: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """The matrices of one leaf."""
+
+    matrix: Matrix
+    start: int  # of its matrices among those of the tree
+    gradient: jax.Array
+    projectors: Projectors
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Leaves of one kind share a loop."""
+        sizes = tuple(self.size(side) for side in self.matrix.sides)
+        dtypes = self.gradient.dtype, self.projectors[0].dtype
+        return (sizes, self.matrix.rank, *dtypes)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        return np.arange(self.start, self.start + self.matrix.count, dtype=np.int32)
+
+    def size(self, side: Side) -> tuple[int, int]:
+        return self.matrix.size(side.axes), self.matrix.size(side.others)
+
+    def pick(self, number: jax.Array) -> list[jax.Array]:
+        """The gradient of one matrix, for each side (projected side, other side)."""
+        shape = self.matrix.batch_shape
+        gradient = self.gradient
+        if shape:
+            index = jnp.unravel_index(number - self.start, shape)
+            for axis, place_on_axis in zip(self.matrix.batch, index, strict=True):
+                gradient = lax.dynamic_slice_in_dim(gradient, place_on_axis, 1, axis)
+        return [
+            gradient.transpose(*self.matrix.batch, *side.axes, *side.others).reshape(
+                self.size(side)
+            )
+            for side in self.matrix.sides
+        ]
+
+    def stacks(self) -> list[jax.Array]:
+        """The projectors as (matrices, projected side, rank)."""
+        return [
+            projector.reshape(self.matrix.count, -1, self.matrix.rank)
+            for projector in self.projectors
+        ]
+
+
+def _leaves(
+    matrices: Sequence[Matrix],
+    gradients: Sequence[jax.Array],
+    projectors: Sequence[Projectors],
+) -> list[_Leaf]:
+    starts = np.cumsum([0, *(matrix.count for matrix in matrices)])
+    return [
+        _Leaf(matrix, int(start), place(g, replicated(explicit_sharding(g))), pair)
+        for matrix, start, g, pair in zip(
+            matrices, starts, gradients, projectors, strict=False
+        )
+    ]
+
+
+def _renew_all(
+    leaves: Sequence[_Leaf], turn: _Turn
+) -> tuple[list[Projectors], jax.Array]:
+    """New projectors by leaf, and which matrices of the tree took one."""
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for position, leaf in enumerate(leaves):
+        kinds.setdefault(leaf.kind, []).append(position)
+    found: list[Any] = [None] * len(leaves)
+    accepted = jnp.zeros_like(turn.owed)
+    for positions in kinds.values():
+        group = [leaves[position] for position in positions]
+        projectors, taken, numbers = _renew_kind(group, turn)
+        accepted = accepted.at[numbers].set(taken)
+        for position, pair in zip(positions, projectors, strict=True):
+            found[position] = pair
+    return found, accepted
+
+
+class _Loop(NamedTuple):
+    entry: jax.Array  # the one done last
+    stacks: list[jax.Array]  # projectors of all leaves of the kind, one a side
+    accepted: jax.Array
+
+
+def _renew_kind(
+    group: Sequence[_Leaf], turn: _Turn
+) -> tuple[list[Projectors], jax.Array, np.ndarray]:
+    """Loops over the matrices of one kind that are due in any lane."""
+    counts = [leaf.matrix.count for leaf in group]
+    numbers = np.concatenate([leaf.numbers for leaf in group])
+    leaf_of = jnp.asarray(np.repeat(np.arange(len(group), dtype=np.int32), counts))
+    number_of, due = jnp.asarray(numbers), turn.lanes[numbers]
+    entries = jnp.arange(len(numbers), dtype=jnp.int32)
+
+    def body(_: jax.Array, state: _Loop) -> _Loop:
+        later = due & (entries > state.entry)
+        entry = jnp.min(jnp.where(later, entries, len(numbers)))
+        number = _at(number_of, entry)
+        views = lax.switch(_at(leaf_of, entry), [leaf.pick for leaf in group], number)
+        old = [_at(stack, entry) for stack in state.stacks]
+        key, cold = _at(turn.keys, number), _at(turn.cold, number)
+        new, sound = _propose(turn.method, views, old, key, cold)
+        accepted = sound & _at(turn.owed, number)
+        kept = [jnp.where(accepted, *pair) for pair in zip(new, old, strict=True)]
+        stacks = [_put(*pair, entry) for pair in zip(state.stacks, kept, strict=True)]
+        return _Loop(entry, stacks, _put(state.accepted, accepted, entry))
+
+    sides = zip(*(leaf.stacks() for leaf in group), strict=True)
+    stacks = [jnp.concatenate(side) for side in sides]
+    start = _Loop(jnp.int32(-1), stacks, jnp.zeros(len(numbers), bool))
+    end = lax.fori_loop(0, jnp.sum(due), body, start)
+    return _split(group, end.stacks), end.accepted, numbers
+
+
+def _split(group: Sequence[_Leaf], stacks: Sequence[jax.Array]) -> list[Projectors]:
+    ends = np.cumsum([leaf.matrix.count for leaf in group])
+    parts = zip(*(jnp.split(stack, ends[:-1]) for stack in stacks), strict=True)
+    return [
+        tuple(
+            part.reshape(old.shape)
+            for part, old in zip(pair, leaf.projectors, strict=True)
+        )
+        for leaf, pair in zip(group, parts, strict=True)
+    ]
+
+
+def _at(stack: jax.Array, entry: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(stack, entry, keepdims=False)
+
+
+def _put(stack: jax.Array, one: jax.Array, entry: jax.Array) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(stack, one, entry, 0)
 
 
 def _propose(
     method: Subspace,
-    gradient: jax.Array,
-    previous: jax.Array,
+    gradients: Sequence[jax.Array],
+    previous: Sequence[jax.Array],
     key: jax.Array,
     cold: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """A new basis, and whether it may be used."""
-    size = jnp.max(jnp.abs(gradient))
+) -> tuple[list[jax.Array], jax.Array]:
+    """A new basis for each side, and whether all of them may be used."""
+    dtype = accumulation_dtype(gradients[0])
+    size = jnp.max(jnp.abs(gradients[0])).astype(dtype)
     usable = jnp.isfinite(size) & (size > 0)
-    # Dividing first makes the basis independent of the gradient's scale, squares of
-    # 1e±30 included, and keeps NaN away from LAPACK.
-    unit = jnp.where(usable, gradient / size, 0)
-    basis = method.basis(unit, previous.astype(unit.dtype), key, cold)
-    if basis.shape != previous.shape:
+    bases, sound = [], usable
+    for number, (gradient, old) in enumerate(zip(gradients, previous, strict=True)):
+        # Dividing first makes the basis independent of the gradient's scale, squares of
+        # 1e±30 included, and keeps NaN away from LAPACK.
+        unit = jnp.where(usable, gradient.astype(dtype) / size, 0)
+        side_key = key if number == 0 else jax.random.fold_in(key, number)
+        basis = method.basis(unit, old.astype(dtype), side_key, cold)
+        _check_shape(method, basis, gradient, old)
+        sound = sound & _sound(method, basis)
+        bases.append(basis.astype(old.dtype))
+    return bases, sound
+
+
+def _check_shape(
+    method: Subspace, basis: jax.Array, gradient: jax.Array, old: jax.Array
+) -> None:
+    if basis.shape != old.shape:
         raise ValueError(
             f"{method!r} returned a basis of shape {basis.shape} for a gradient of"
-            f" shape {gradient.shape}; it must be (m, rank) = {previous.shape}."
+            f" shape {gradient.shape}; it must be (m, rank) = {old.shape}."
         )
-    return basis, usable & _sound(method, basis)
 
 
 def _sound(method: Subspace, basis: jax.Array) -> jax.Array:
@@ -240,14 +337,3 @@ def _sound(method: Subspace, basis: jax.Array) -> jax.Array:
         return jnp.all(jnp.isfinite(basis))
     error = matmul(basis.T, basis) - jnp.eye(basis.shape[1], dtype=basis.dtype)
     return jnp.max(jnp.abs(error)) <= ORTHONORMALITY_TOLERANCE  # false for NaN
-
-
-def _store(
-    projector: jax.Array,
-    index: tuple[jax.Array, ...],
-    basis: jax.Array,
-    accepted: jax.Array,
-) -> jax.Array:
-    old = projector[index]
-    new = basis.reshape(old.shape).astype(projector.dtype)
-    return projector.at[index].set(jnp.where(accepted, new, old))

@@ -13,7 +13,7 @@ import optax
 from galore_optax._inner import ParamsUse, params_use
 from galore_optax._leaves import Flat
 from galore_optax._matrices import Matrix, Plan
-from galore_optax._projection import lift, project
+from galore_optax._projection import lift, project, zero_coordinates
 from galore_optax._refresh import Projectors
 from galore_optax._sharding import explicit_sharding
 
@@ -154,12 +154,10 @@ class _Run:
     def _zeros(self) -> list[jax.Array]:
         """Zero coordinates, and the parameters that are not projected."""
         values = list(self.params.values)
-        for matrix, projectors in self.frame.pairs():
+        for matrix in self.frame.plan.projected:
             position = matrix.position
-            values[position] = jnp.zeros_like(
-                jax.eval_shape(
-                    functools.partial(project, matrix, projectors), values[position]
-                )
+            values[position] = zero_coordinates(
+                matrix, values[position], self.frame.dtypes[position]
             )
         return self.frame.cast(values)
 
@@ -174,9 +172,9 @@ class _Run:
 
     def _full_state(self, state: Any, params: Any) -> Any:
         """`state` at full size: live counters and hyper-parameters, zero moments."""
-        shapes = jax.eval_shape(self.init, params)
-        same = jax.tree.structure(shapes) == jax.tree.structure(state)
-        if not same:
+        shapes: Any = jax.eval_shape(self.init, params)
+        expected: Any = jax.tree.structure(shapes)
+        if expected != jax.tree.structure(state):
             raise ValueError(
                 "the state of the inner transformation has another structure for full"
                 " matrices than for projected ones, so its weight decay cannot be told"

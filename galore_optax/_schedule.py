@@ -8,10 +8,8 @@ import jax
 import numpy as np
 import optax
 
-from galore_optax._matrices import Matrix
 from galore_optax._record import Recorded, galore_states, plans_of
-from galore_optax._refresh import latest_scheduled, ordinals
-from galore_optax._state import GaLoreState, read
+from galore_optax._refresh import Calendar, calendar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +25,8 @@ class RefreshSchedule:
         does.
         """
         return step == 0 or any(
-            bool(np.any(_scheduled(record, matrix, numbers, step) == step))
+            bool(np.any(_calendar(record).latest(step) == step))
             for record in self._records
-            for matrix, numbers in _numbered(record)
         )
 
     def owed(self, state: Any) -> bool:
@@ -38,28 +35,14 @@ class RefreshSchedule:
         Reads counters from the device, and so waits for the step that writes them.
         """
         states = galore_states(self._records, state)
-        return any(map(_owes, self._records, states))
+        return any(
+            bool(np.any(_calendar(record).owed(found.refresh, int(found.count))))
+            for record, found in zip(self._records, states, strict=True)
+        )
 
 
-def _numbered(record: Recorded) -> list[tuple[Matrix, np.ndarray]]:
-    matrices = record.plan.projected
-    return list(zip(matrices, ordinals(matrices), strict=True))
-
-
-def _scheduled(record: Recorded, matrix: Matrix, numbers: np.ndarray, step: Any) -> Any:
-    total = sum(matrix.count for matrix in record.plan.projected)
-    return latest_scheduled(step, matrix.gap, numbers, total, record.stagger)
-
-
-def _owes(record: Recorded, state: GaLoreState) -> bool:
-    count = int(state.count)
-    _, refreshes = read(record.plan, state)
-    for (matrix, numbers), refresh in zip(_numbered(record), refreshes, strict=True):
-        last = np.asarray(refresh.last)
-        scheduled = _scheduled(record, matrix, numbers, count)
-        if np.any((last < 0) | (last < scheduled)):
-            return True
-    return False
+def _calendar(record: Recorded) -> Calendar:
+    return calendar(record.plan.projected, record.stagger)
 
 
 def refresh_schedule(tx: optax.GradientTransformation, params: Any) -> RefreshSchedule:

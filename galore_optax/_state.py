@@ -32,7 +32,7 @@ class GaLoreState(NamedTuple):
     # Like params; each projected leaf is (*batch axes, *projected axes, rank), a pair
     # of those for proj_type "full", and MaskedNode where nothing is projected.
     projector: Any
-    refresh: Any  # like params: a `Refresh` for each projected leaf, or MaskedNode
+    refresh: Refresh  # when each matrix was refreshed last, how often refused
     inner_state: Any  # of the inner transformation; projected axes have become rank
 
 
@@ -48,15 +48,14 @@ def as_node(projectors: Projectors) -> Any:
     return projectors if len(projectors) > 1 else projectors[0]
 
 
-def read(plan: Plan, state: GaLoreState) -> tuple[list[Projectors], list[Refresh]]:
-    """Projectors and refreshes of the projected leaves, checked against `plan`.
+def read(plan: Plan, state: GaLoreState) -> list[Projectors]:
+    """The projectors of the projected leaves, checked against `plan`.
 
     Raises:
       ValueError: the state was made for other leaves, ranks or sides.
     """
     try:
         projectors = plan.flat.subtrees(state.projector)
-        refreshes = plan.flat.subtrees(state.refresh)
     except (ValueError, TypeError) as error:
         raise ValueError(
             "the state of galore belongs to another tree of parameters than the updates"
@@ -64,10 +63,7 @@ def read(plan: Plan, state: GaLoreState) -> tuple[list[Projectors], list[Refresh
         ) from error
     for position, path in enumerate(plan.flat.paths):
         _check_projector(plan, position, path, projectors[position])
-    return (
-        [_as_tuple(projectors[matrix.position]) for matrix in plan.projected],
-        [refreshes[matrix.position] for matrix in plan.projected],
-    )
+    return [_as_tuple(projectors[matrix.position]) for matrix in plan.projected]
 
 
 def _as_tuple(node: Any) -> Projectors:

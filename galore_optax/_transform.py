@@ -22,13 +22,7 @@ from galore_optax._leaves import Flat, Placeholder, flatten, without_placeholder
 from galore_optax._matrices import Plan, same_leaves
 from galore_optax._projection import initial_projector, zero_coordinates
 from galore_optax._record import record
-from galore_optax._refresh import (
-    Member,
-    When,
-    initial_refresh,
-    ordinals,
-    refresh_when_due,
-)
+from galore_optax._refresh import Refresh, When, initial_refresh, refresh_when_due
 from galore_optax._run import Frame, run_inner
 from galore_optax._state import GaLoreState
 
@@ -65,7 +59,7 @@ def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
         count=jnp.zeros([], jnp.int32),
         key=jax.random.PRNGKey(config.seed),
         projector=_state.arrange(plan, list(map(_state.as_node, projectors))),
-        refresh=_state.arrange(plan, list(map(initial_refresh, plan.projected))),
+        refresh=initial_refresh(plan.projected),
         inner_state=inner.init(inner_params),
     )
 
@@ -82,7 +76,7 @@ def _unlabelled(inner_of: InnerOf, config: Config) -> GaLoreState:
         count=leaf(),
         key=jax.random.PRNGKey(config.seed),
         projector=leaf(),
-        refresh=leaf(),
+        refresh=Refresh(leaf(), leaf()),
         inner_state=without_placeholders(inner.init(Placeholder()), leaf),
     )
 
@@ -129,12 +123,12 @@ def _update(
 ) -> tuple[Any, GaLoreState]:
     plan = config.selection.plan(updates)
     weights = _weights(plan, params)
-    projectors, refreshes = _state.read(plan, state)
     gradients = plan.flat.values
     projectors, refreshes = refresh_when_due(
-        _members(plan, gradients),
-        projectors,
-        refreshes,
+        plan.projected,
+        [gradients[matrix.position] for matrix in plan.projected],
+        _state.read(plan, state),
+        state.refresh,
         method=config.subspace,
         stagger=config.stagger,
         count=state.count,
@@ -154,7 +148,7 @@ def _update(
         count=optax.safe_increment(state.count),
         key=state.key,
         projector=_state.arrange(plan, list(map(_state.as_node, projectors))),
-        refresh=_state.arrange(plan, refreshes),
+        refresh=refreshes,
         inner_state=inner_state,
     )
 
@@ -173,15 +167,6 @@ def _weights(plan: Plan, params: Any) -> Flat | None:
                 f" {param.shape}. Pass gradients of these parameters."
             )
     return flat
-
-
-def _members(plan: Plan, gradients: Sequence[jax.Array]) -> list[Member]:
-    return [
-        Member(matrix, numbers, gradients[matrix.position])
-        for matrix, numbers in zip(
-            plan.projected, ordinals(plan.projected), strict=True
-        )
-    ]
 
 
 def _emit(plan: Plan, directions: Sequence[jax.Array], like: Flat) -> Any:

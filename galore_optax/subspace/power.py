@@ -15,6 +15,9 @@ from galore_optax.subspace._base import Subspace, matmul, orthonormalise
 # makes every direction reachable and costs 1e-4 of the energy before the first step.
 _NOISE = 1e-2
 
+# Relative to the trace of an f32 Gram matrix; its rounding errors are near 1e-6 of it.
+_SHIFT = 1e-5
+
 
 @dataclasses.dataclass(frozen=True)
 class _Power:
@@ -36,23 +39,57 @@ class _Power:
         key: jax.Array,
         cold: jax.Array,
     ) -> jax.Array:
-        noise = jax.random.normal(key, previous.shape, previous.dtype)
-        noise = noise / math.sqrt(previous.shape[0])
+        noise = _noise(key, previous.shape).astype(previous.dtype)
         start = jnp.where(cold, noise, previous + _NOISE * noise)
         steps = jnp.where(cold, self.cold_steps, self.steps)
 
         def step(_: jax.Array, basis: jax.Array) -> jax.Array:
-            coordinates = matmul(basis.T, gradient)
-            return orthonormalise(matmul(gradient, coordinates.T))
+            return _condition(_multiply(gradient, basis))
 
-        return lax.fori_loop(0, steps, step, start)
+        basis = lax.fori_loop(0, steps - 1, step, start)
+        return orthonormalise(_multiply(gradient, basis))
+
+
+def _multiply(gradient: jax.Array, basis: jax.Array) -> jax.Array:
+    """`G Gᵀ P`."""
+    return matmul(gradient, matmul(basis.T, gradient).T)
+
+
+def _condition(columns: jax.Array) -> jax.Array:
+    """Nearly orthonormal columns of the same span, by shifted Cholesky.
+
+    Five times cheaper than Householder QR, and enough between two steps: only the last
+    basis has to be orthonormal. The shift, above the rounding of the Gram matrix, keeps
+    the factorisation from breaking down; should it still, columns are only scaled.
+    """
+    gram = matmul(columns.T, columns)
+    shift = _SHIFT * jnp.trace(gram) + jnp.finfo(gram.dtype).tiny
+    lower = jnp.linalg.cholesky(gram + shift * jnp.eye(len(gram), dtype=gram.dtype))
+    solved = jax.scipy.linalg.solve_triangular(lower, columns.T, lower=True).T
+    scaled = columns / jnp.sqrt(jnp.diagonal(gram) + shift)
+    return jnp.where(jnp.all(jnp.isfinite(solved)), solved, scaled)
+
+
+def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Unit columns of scrambled counters, the finaliser of MurmurHash3.
+
+    Not `jax.random`: threefry, unrolled once for each leaf, was nine tenths of the
+    compile time of a step, and any directions without structure will do here.
+    """
+    x = lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(0x9E3779B9) + key[0]
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B) + key[1]
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = lax.bitcast_convert_type(x ^ (x >> 16), jnp.int32)
+    uniform = x.astype(jnp.float32) * (math.sqrt(3 / shape[0]) / 2**31)
+    return uniform.reshape(shape)
 
 
 def power(*, steps: int = 2, cold_steps: int = 5) -> Subspace:
-    """Warm-started subspace iteration: `P ← qr(G (PᵀG)ᵀ)`, a few times.
+    """Warm-started subspace iteration: `P ← G (PᵀG)ᵀ`, a few times, then QR.
 
-    The default. Two products and one QR a step; consecutive gradients share most of
-    their leading subspace, so few steps do. The first basis of all starts from noise.
+    The default. Two products a step and one Householder QR at the end; consecutive
+    gradients share most of their leading subspace, so few steps do. The first basis of
+    all starts from noise.
 
     Args:
       steps: iterations at a refresh.
