@@ -22,8 +22,8 @@ import demo
 from train import Run, train
 
 GRID = {
-    "AdamW": (demo.adamw, (1e-3, 3e-3, 1e-2)),
-    "GaLore": (demo.galore, (5e-3, 1e-2, 2e-2, 4e-2)),
+    "AdamW": (demo.adamw, (5e-4, 1e-3, 2e-3)),
+    "GaLore": (demo.galore, (2.5e-3, 5e-3, 1e-2)),
 }
 
 
@@ -39,7 +39,9 @@ class Runs:
     def loss(self, name: str, make: Any, seed: int) -> float:
         key = f"{name}, seed {seed}"
         if key not in self.losses:
-            run = Run(steps=self.steps, seed=seed, eval_every=self.steps)
+            run = Run(
+                steps=self.steps, seed=seed, eval_every=self.steps, eval_batches=64
+            )
             history = train(self.corpus, make, run, key)
             self.losses[key] = history.eval_loss[-1]
             self.path.parent.mkdir(exist_ok=True)

@@ -19,10 +19,10 @@ import data
 from train import History, Run, cosine, train
 
 RANK = 64  # a quarter of the width
-GAP = 30
+GAP = 50
 
 
-def adamw(peak: float = 3e-3) -> Callable[[int], optax.GradientTransformation]:
+def adamw(peak: float = 1e-3) -> Callable[[int], optax.GradientTransformation]:
     return lambda steps: optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(cosine(peak, steps), weight_decay=0.01),
@@ -30,7 +30,7 @@ def adamw(peak: float = 3e-3) -> Callable[[int], optax.GradientTransformation]:
 
 
 def galore(
-    peak: float = 1e-2, subspace: galore_optax.subspace.Subspace | None = None
+    peak: float = 5e-3, subspace: galore_optax.subspace.Subspace | None = None
 ) -> Callable[[int], optax.GradientTransformation]:
     return lambda steps: galore_optax.chain(
         optax.clip_by_global_norm(1.0),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaMA in Flax NNX: RMSNorm, rotary attention, SwiGLU, untied head, scanned layers.
 
-Letters in shape comments: B batch, T tokens, D width, H heads, K head size, V vocabulary.
+Letters in shape comments: B batch, T tokens, D width, H heads, K head size, V
+vocabulary.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ class Config:
     hidden: int = 688  # of the MLP
     layers: int = 4
     heads: int = 4
-    max_tokens: int = 256
+    max_tokens: int = 128
     norm_eps: float = 1e-6
     rope_base: float = 10_000.0
     init_std: float = 0.02
@@ -91,7 +92,7 @@ class Block(nnx.Module):
 
 
 class LLaMA(nnx.Module):
-    """Tokens (B, T) to logits (B, T, V); every layer parameter has a leading layer axis."""
+    """Tokens (B, T) to logits (B, T, V); layer parameters have a leading layer axis."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         init = nnx.initializers.normal(config.init_std)

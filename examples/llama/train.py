@@ -21,11 +21,11 @@ from model import Config, LLaMA
 class Run:
     """Everything of a run but the optimizer."""
 
-    model: Config = Config()
-    steps: int = 180
+    model: Config = dataclasses.field(default_factory=Config)
+    steps: int = 400
     batch: int = 8
-    eval_every: int = 45
-    eval_batches: int = 8
+    eval_every: int = 50
+    eval_batches: int = 16
     seed: int = 0
 
 

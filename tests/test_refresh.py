@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When refreshes run, what they cost when none is due, and what guards a basis."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import galore_optax as go
+from galore_optax import subspace
+from tests.helpers import normal, normal_like, orthonormality, with_spectrum
+
+METHODS = {
+    "svd": subspace.svd(),
+    "eigh": subspace.eigh(),
+    "randomized": subspace.randomized(),
+    "power": subspace.power(),
+    "random": subspace.random(),
+}
+# A few hundred ulps of sums of 64 squares.
+ORTHONORMAL = 2e-5
+
+
+class Counting:
+    """A subspace method that counts, on the host, how often it really runs."""
+
+    orthonormal = True
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def basis(self, gradient: Any, previous: Any, key: Any, cold: Any) -> Any:
+        jax.debug.callback(self._count)
+        return subspace.svd().basis(gradient, previous, key, cold)
+
+    def _count(self) -> None:
+        self.runs += 1
+
+    def taken(self) -> int:
+        jax.effects_barrier()
+        runs, self.runs = self.runs, 0
+        return runs
+
+
+def steps(
+    tx: Any, params: Any, number: int, counter: Counting, **extra: Any
+) -> list[int]:
+    state = tx.init(params)
+    update = jax.jit(lambda g, s, p: tx.update(g, s, p, **extra))
+    taken = []
+    for step in range(number):
+        _, state = update(normal_like(params, step), state, params)
+        taken.append(counter.taken())
+    return taken
+
+
+MODEL = {
+    "layers": {
+        "up": {"kernel": jnp.ones((3, 8, 12))},
+        "norm": {"scale": jnp.ones((3, 8))},
+    },
+    "w": jnp.ones((8, 12)),
+}
+
+
+def test_the_method_runs_only_when_due() -> None:
+    counter = Counting()
+    tx = go.galore(optax.sgd(0.1), rank=2, update_proj_gap=3, subspace=counter)
+    assert steps(tx, MODEL, 7, counter) == [4, 0, 0, 4, 0, 0, 4]
+
+
+def test_stagger_spreads_matrices_over_the_gap() -> None:
+    counter = Counting()
+    tx = go.galore(
+        optax.sgd(0.1), rank=2, update_proj_gap=4, subspace=counter, stagger=True
+    )
+    taken = steps(tx, MODEL, 13, counter)
+    assert taken[0] == 4
+    assert taken[1:] == [1] * 12
+
+
+def test_gap_by_leaf() -> None:
+    counter = Counting()
+    tx = go.galore(
+        optax.sgd(0.1),
+        rank=2,
+        update_proj_gap=lambda leaf: 2 if leaf.path == "w" else 3,
+        subspace=counter,
+    )
+    assert steps(tx, MODEL, 7, counter) == [4, 0, 1, 3, 1, 0, 4]
+
+
+def test_accumulation_refreshes_once() -> None:
+    counter = Counting()
+    tx = go.galore(optax.sgd(0.1), rank=2, update_proj_gap=2, subspace=counter)
+    every = go.MultiSteps(tx, 3)
+    assert steps(every, {"w": jnp.ones((8, 12))}, 9, counter) == [0, 0, 1] + [0] * 5 + [
+        1
+    ]
+    growing = go.MultiSteps(tx, lambda step: step + 1)
+    assert steps(growing, {"w": jnp.ones((8, 12))}, 6, counter) == [1, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("lanes_of", ["seeds", "counts"])
+def test_vmap_keeps_the_branch(lanes_of: str) -> None:
+    counter = Counting()
+    tx = go.galore(optax.sgd(0.1), rank=2, update_proj_gap=3, subspace=counter)
+    params = {"w": normal(0, (4, 8, 12))}
+    states = jax.vmap(tx.init)(params)
+    singles = [tx.init({"w": params["w"][i]}) for i in range(4)]
+    if lanes_of == "counts":
+        # Lanes out of step: lane i has i updates behind it.
+        for i in range(4):
+            for step in range(i):
+                grads = {"w": normal(50 + step, (8, 12))}
+                _, singles[i] = tx.update(grads, singles[i])
+        states = jax.tree.map(lambda *x: jnp.stack(x), *singles)
+    counter.taken()
+    update = jax.jit(jax.vmap(tx.update))
+    taken = []
+    for step in range(5):
+        grads = {"w": normal(step, (4, 8, 12))}
+        updates, states = update(grads, states)
+        taken.append(counter.taken())
+        for i in range(4):
+            one, singles[i] = tx.update({"w": grads["w"][i]}, singles[i])
+            counter.taken()
+            np.testing.assert_allclose(updates["w"][i], one["w"], atol=2e-6)
+    due = {"seeds": [True, False, False, True, False], "counts": [True, True, True] * 2}
+    assert [n > 0 for n in taken] == due[lanes_of][:5]
+
+
+def test_learning_rates_by_vmap() -> None:
+    counter = Counting()
+    params = {"w": jnp.ones((8, 12))}
+
+    def run(rate: Any, grads: Any) -> Any:
+        tx = go.galore(optax.sgd(rate), rank=2, update_proj_gap=3, subspace=counter)
+
+        def step(state: Any, g: Any) -> Any:
+            updates, state = tx.update({"w": g}, state, params)
+            return state, updates["w"]
+
+        return jax.lax.scan(step, tx.init(params), grads)[1]
+
+    grads = normal(0, (6, 8, 12))
+    rates = jnp.array([0.1, 0.2])
+    both = jax.jit(jax.vmap(run, in_axes=(0, None)))(rates, grads)
+    assert counter.taken() <= 2 * 2  # two refreshes, at most once for each lane
+    np.testing.assert_allclose(2 * both[0], both[1], rtol=1e-5)
+
+
+def executed(text: str) -> tuple[int, int]:
+    """Conditionals and loops in the entry computation of compiled HLO."""
+    entry = text[text.index("\nENTRY ") :]
+    return len(re.findall(r" conditional\(", entry)), len(
+        re.findall(r" while\(", entry)
+    )
+
+
+def compiled(refresh: Any) -> str:
+    tx = go.galore(optax.adamw(0.1), rank=2, stagger=True)
+    state = jax.eval_shape(tx.init, MODEL)
+
+    def update(grads: Any, state: Any, params: Any) -> Any:
+        return tx.update(grads, state, params, refresh=refresh)
+
+    return jax.jit(update).lower(MODEL, state, MODEL).compile().as_text()
+
+
+def test_one_conditional_when_nothing_is_due() -> None:
+    assert executed(compiled(None)) == (1, 0)
+
+
+def test_static_false_compiles_no_refresh_code() -> None:
+    text = compiled(False)
+    assert executed(text) == (0, 0)
+    assert "cholesky" not in text.lower()
+    assert " conditional(" not in text
+
+
+def test_static_true_needs_no_conditional() -> None:
+    assert executed(compiled(True))[0] == 0
+
+
+def test_refresh_argument() -> None:
+    counter = Counting()
+    params = {"w": jnp.ones((8, 12))}
+    tx = go.galore(optax.sgd(0.1), rank=2, update_proj_gap=2, subspace=counter)
+    assert steps(tx, params, 3, counter, refresh=False) == [0, 0, 0]
+    assert steps(tx, params, 3, counter, refresh=np.True_) == [1, 1, 1]
+    assert steps(tx, params, 3, counter, refresh=jnp.array(True)) == [1, 0, 1]
+    assert steps(tx, params, 3, counter, refresh=jnp.array(False)) == [0, 0, 0]
+
+
+def test_a_step_held_back_is_made_up_for() -> None:
+    counter = Counting()
+    params = {"w": jnp.ones((8, 12))}
+    tx = go.galore(optax.sgd(0.1), rank=2, update_proj_gap=3, subspace=counter)
+    state = tx.init(params)
+    _, state = tx.update(normal_like(params, 0), state, refresh=False)
+    assert counter.taken() == 0
+    _, state = tx.update(normal_like(params, 1), state)
+    assert counter.taken() == 1
+
+
+@pytest.mark.parametrize("stagger", [False, True])
+def test_host_schedule_agrees_with_the_graph(stagger: bool) -> None:
+    counter = Counting()
+    tx = go.galore(
+        optax.sgd(0.1), rank=2, update_proj_gap=5, subspace=counter, stagger=stagger
+    )
+    schedule = go.refresh_schedule(tx, MODEL)
+    state = tx.init(MODEL)
+    for step in range(16):
+        assert schedule.owed(state) == schedule.due(step)
+        _, state = tx.update(normal_like(MODEL, step), state)
+        assert (counter.taken() > 0) == schedule.due(step)
+
+
+def refreshed(method: Any, gradient: Any, rank: int = 8, **kwargs: Any) -> Any:
+    tx = go.galore(optax.sgd(0.1), rank=rank, subspace=method, **kwargs)
+    params = {"w": jnp.zeros(gradient.shape, jnp.float32)}
+    _, state = jax.jit(tx.update)({"w": jnp.asarray(gradient)}, tx.init(params), params)
+    return state
+
+
+SPECTRA = {
+    "flat": np.ones(32),
+    "steep": np.arange(1, 33) ** -4.0,
+    "deficient": np.r_[np.ones(4), np.zeros(28)],
+    "one": np.r_[1.0, np.zeros(31)],
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("shape", [(32, 64), (64, 32)])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_basis_is_orthonormal(
+    method: str, shape: tuple[int, int], spectrum: str
+) -> None:
+    gradient = with_spectrum(0, shape, SPECTRA[spectrum]).astype(np.float32)
+    for proj_type in ("std", "reverse_std"):
+        state = refreshed(METHODS[method], gradient, proj_type=proj_type)
+        assert orthonormality(state.projector["w"]) < ORTHONORMAL
+        assert state.refresh.last[0] == 0
+        assert state.refresh.refused[0] == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    exponent=st.floats(-4, 0),
+    scale=st.sampled_from([1e-30, 1e-8, 1.0, 1e8, 1e30]),
+    rank=st.integers(1, 20),
+    seed=st.integers(0, 1000),
+)
+def test_power_on_generated_spectra(
+    exponent: float, scale: float, rank: int, seed: int
+) -> None:
+    unit = with_spectrum(seed, (20, 30), np.arange(1, 21) ** exponent)
+    state = refreshed(subspace.power(), (unit * scale).astype(np.float32), rank=rank)
+    assert orthonormality(state.projector["w"]) < ORTHONORMAL
+    assert state.refresh.refused[0] == 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
+@pytest.mark.parametrize("method", ["svd", "eigh", "randomized", "power"])
+def test_basis_does_not_depend_on_the_scale(method: str, scale: float) -> None:
+    gradient = with_spectrum(1, (32, 64), np.linspace(2, 1, 32) ** 3).astype(np.float32)
+    one = np.asarray(refreshed(METHODS[method], gradient).projector["w"], np.float64)
+    other = refreshed(
+        METHODS[method], (gradient * np.float32(scale)).astype(np.float32)
+    )
+    two = np.asarray(other.projector["w"], np.float64)
+    # Scaling rounds each entry by half an ulp; the gap of the spectrum turns that into
+    # an angle of eps sigma_1 / (sigma_8 - sigma_9), near 1e-5.
+    np.testing.assert_allclose(one @ one.T, two @ two.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bad_gradient_is_refused_and_tried_again(method: str, bad: float) -> None:
+    tx = go.galore(optax.sgd(0.1), rank=4, update_proj_gap=4, subspace=METHODS[method])
+    params = {"a": jnp.zeros((8, 12)), "stack": jnp.zeros((8, 12))}
+    state, update = tx.init(params), jax.jit(tx.update)
+    good = normal_like(params, 0)
+    _, state = update(good, state)
+    for _ in range(3):
+        _, state = update(good, state)
+    kept = np.asarray(state.projector["a"])
+    spoiled = jnp.full((8, 12), bad) if bad == 0 else good["a"].at[3, 4].set(bad)
+    for tries in (1, 2):
+        _, state = update({**good, "a": spoiled}, state)
+        np.testing.assert_array_equal(state.projector["a"], kept)
+        assert state.refresh.refused.tolist() == [tries, 0]
+        assert state.refresh.last.tolist() == [0, 4]
+    _, state = update(normal_like(params, 1), state)
+    assert state.refresh.last.tolist() == [6, 4]
+    assert orthonormality(state.projector["a"]) < ORTHONORMAL
+
+
+def test_a_basis_that_fails_the_check_is_refused() -> None:
+    class Broken:
+        orthonormal = True
+
+        def basis(self, gradient: Any, previous: Any, key: Any, cold: Any) -> Any:
+            return 1.1 * previous
+
+    state = refreshed(Broken(), np.eye(8, 12, dtype=np.float32), rank=4)
+    np.testing.assert_array_equal(state.projector["w"], np.eye(8, 4))
+    assert state.refresh.refused.tolist() == [1]
+
+
+def test_one_bad_matrix_of_a_stack_does_not_hold_up_the_others() -> None:
+    tx = go.galore(optax.sgd(0.1), rank=2)
+    grads = normal_like(MODEL, 0)
+    kernel = grads["layers"]["up"]["kernel"].at[1].set(jnp.nan)
+    grads["layers"]["up"]["kernel"] = kernel
+    _, state = tx.update(grads, tx.init(MODEL))
+    assert state.refresh.last.tolist() == [0, -1, 0, 0]
+
+
+@pytest.mark.parametrize("method", ["svd", "eigh", "randomized", "power"])
+@pytest.mark.parametrize("proj_type", ["std", "reverse_std"])
+def test_captured_energy(method: str, proj_type: str) -> None:
+    values = np.arange(1, 33) ** -0.7
+    gradient = with_spectrum(2, (32, 64), values).astype(np.float32)
+    tx = go.galore(
+        optax.sgd(0.1), rank=8, subspace=METHODS[method], proj_type=proj_type
+    )
+    grads = {"w": jnp.asarray(gradient)}
+    _, state = tx.update(grads, tx.init(grads))
+    best = np.sum(values[:8] ** 2) / np.sum(values**2)
+    found = float(go.captured_energy(tx, state, grads)["w"])
+    assert 0.98 * best < found < best * (1 + 1e-5)
+
+
+def test_power_finds_what_the_old_basis_cannot_see() -> None:
+    # The old basis is orthogonal to all of the new gradient.
+    tx = go.galore(optax.sgd(0.1), rank=4, update_proj_gap=1)
+    first = {"w": jnp.zeros((32, 48)).at[:8].set(normal(0, (8, 48)))}
+    second = {"w": jnp.zeros((32, 48)).at[8:].set(normal(1, (24, 48)))}
+    _, state = tx.update(first, tx.init(first))
+    _, state = tx.update(second, state)
+    values = np.linalg.svd(second["w"], compute_uv=False) ** 2
+    best = values[:4].sum() / values.sum()
+    assert float(go.captured_energy(tx, state, second)["w"]) > 0.7 * best
+
+
+def test_gaussian_random_projector_is_not_orthonormal_and_is_kept() -> None:
+    state = refreshed(
+        subspace.random(orthonormal=False), np.eye(32, 64, dtype=np.float32)
+    )
+    assert orthonormality(state.projector["w"]) > 0.1
+    assert state.refresh.refused.tolist() == [0]
+
+
+def test_matrices_and_steps_draw_different_random_bases() -> None:
+    tx = go.galore(
+        optax.sgd(0.1), rank=2, update_proj_gap=1, subspace=subspace.random()
+    )
+    params = {"stack": jnp.ones((8, 8)), "other": jnp.ones((8, 8))}
+    _, one = tx.update(params, tx.init(params))
+    _, two = tx.update(params, one)
+    bases = [np.asarray(s.projector[k]) for s in (one, two) for k in params]
+    for i in range(4):
+        for j in range(i):
+            assert not np.allclose(bases[i], bases[j])
