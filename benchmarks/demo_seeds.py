@@ -9,6 +9,7 @@ run is stored as soon as it ends, so an interrupted benchmark goes on where it s
 """
 
 import argparse
+import functools
 import json
 from typing import Any
 
@@ -22,7 +23,11 @@ import demo
 from train import Run, train
 
 GRID = {
-    "AdamW": (demo.adamw, (5e-4, 1e-3, 2e-3)),
+    "AdamW": (demo.adamw, (2.5e-3, 5e-3, 1e-2)),
+    "AdamW at one rate": (
+        functools.partial(demo.adamw, matrices=1.0),
+        (5e-4, 1e-3, 2e-3),
+    ),
     "GaLore": (demo.galore, (2.5e-3, 5e-3, 1e-2)),
 }
 
