@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input gets an error that names leaf, value and remedy, before anything changes."""
+"""Bad input gets an error with leaf, value and remedy, before anything changes."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def test_rank(rank: Any) -> None:
 
 def test_traced_rank_says_what_to_write() -> None:
     tx = optax.inject_hyperparams(go.galore_adamw)(learning_rate=0.1)
-    with pytest.raises(TypeError, match="static_args=galore_optax.STATIC_ARGS"):
+    with pytest.raises(TypeError, match=r"static_args=galore_optax\.STATIC_ARGS"):
         jax.jit(tx.init)(PARAMS)
 
 

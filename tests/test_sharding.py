@@ -58,7 +58,9 @@ def put(tree: Any, mesh: Any) -> Any:
 @pytest.mark.parametrize("method", METHODS, ids=["power", "svd", "eigh"])
 def test_sharded_equals_unsharded(method: Any, proj_type: str, kind: AxisType) -> None:
     tx = go.galore(
-        optax.adamw(0.1, weight_decay=0.1),
+        # With exact bases on both sides R is diagonal but for rounding, which Adam with
+        # its usual eps would blow up to the size of the diagonal.
+        optax.adamw(0.1, eps=1e-2, weight_decay=0.1),
         rank=4,
         update_proj_gap=2,
         subspace=method,
@@ -80,12 +82,12 @@ def test_sharded_equals_unsharded(method: Any, proj_type: str, kind: AxisType) -
     for step in range(3):
         grads = normal_like(plain, step + 1)
         updates, expected = update(grads, expected, plain)
-        # Sums in another order: ulps, turned by the basis; adam divides by |g|, so
-        # compare the mean, not the entry with the smallest gradient.
+        # Sums in another order: ulps of the gradient, over eps where it is small and
+        # over the gap of the spectrum, near 1e-2, in the basis.
         for a, b in zip(
             jax.tree.leaves(ours[step]), jax.tree.leaves(updates), strict=True
         ):
-            assert np.linalg.norm(a - b) < 2e-3 * np.linalg.norm(b)
+            assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(b)
 
 
 def typeof(tree: Any) -> Any:
