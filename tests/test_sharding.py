@@ -82,12 +82,12 @@ def test_sharded_equals_unsharded(method: Any, proj_type: str, kind: AxisType) -
     for step in range(3):
         grads = normal_like(plain, step + 1)
         updates, expected = update(grads, expected, plain)
-        # Sums in another order: ulps of the gradient, over eps where it is small and
-        # over the gap of the spectrum, near 1e-2, in the basis.
+        # Sums in another order: ulps, which a gap of the spectrum near 1e-2 turns into
+        # 1e-5 in the basis and Adam's eps, for small entries, into 1e-3 at most.
         for a, b in zip(
             jax.tree.leaves(ours[step]), jax.tree.leaves(updates), strict=True
         ):
-            assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(b)
+            assert np.linalg.norm(a - b) < 1e-3 * np.linalg.norm(b)
 
 
 def typeof(tree: Any) -> Any:

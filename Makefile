@@ -1,0 +1,39 @@
+# Two commands do everything on a machine with python3.11, its venv module and make:
+#   make demo    sets up, then trains a small LLaMA on real text and shows the result
+#   make test    sets up, then runs the tests
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format bench clean
+
+demo: .venv/examples
+	$(BIN)/python examples/llama/demo.py $(ARGS)
+
+test: .venv/tests
+	$(BIN)/python -m pytest -n 2 -q $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/examples
+	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/captured_energy.py
+	$(BIN)/python benchmarks/demo_seeds.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/%: pyproject.toml | .venv/bin/python
+	@echo "setting up: installing the extra '$*' into .venv"
+	$(PIP) -e ".[$*]"
+	@touch $@
+
+clean:
+	rm -rf .venv out
