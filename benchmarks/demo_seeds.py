@@ -23,7 +23,7 @@ import demo
 from train import Run, train
 
 GRID = {
-    "AdamW": (demo.adamw, (2.5e-3, 5e-3, 1e-2)),
+    "AdamW": (demo.adamw, (1.25e-3, 2.5e-3, 5e-3)),
     "AdamW at one rate": (
         functools.partial(demo.adamw, matrices=1.0),
         (5e-4, 1e-3, 2e-3),

@@ -25,7 +25,7 @@ GAP = 50
 
 
 def adamw(
-    peak: float = 5e-3, matrices: float = 0.25
+    peak: float = 2.5e-3, matrices: float = 0.25
 ) -> Callable[[int], optax.GradientTransformation]:
     """AdamW whose matrices learn at `matrices` times the rate of everything else.
 
