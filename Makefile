@@ -26,6 +26,7 @@ bench: .venv/examples
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/captured_energy.py
 	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/state_bytes.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
