@@ -6,10 +6,15 @@ three run in turns within one process, so that noise of the machine meets all al
 Gradients have decaying spectra, and turn between refreshes.
 
     python benchmarks/optimizer_step.py [--sizes 60M 130M]
+
+On CPU run it a second time with OPENBLAS_NUM_THREADS=1: the threads of the BLAS behind
+LAPACK spin for a while after each call, and starve XLA's own. The result goes to a file
+of its own.
 """
 
 import argparse
 import functools
+import os
 import statistics
 import time
 import warnings
@@ -128,6 +133,7 @@ def measure(width: int, hidden: int, layers: int) -> dict[str, Any]:
     for number in range(ROUNDS):
         new = random_tree(tree, 2 + number, gradient)
         turned = jax.tree.map(lambda a, b: 0.8 * a + 0.6 * b, old, new)
+        jax.block_until_ready(turned)
         for step in range(GAP):
             for subject in subjects.values():
                 into = subject.refreshes if step == 0 else subject.steady
@@ -160,7 +166,8 @@ def main() -> None:
         expected = formula_bytes(*SIZES[size])
         print(f"state by the formula: {expected:,} bytes")
         found[size] = {"formula_bytes": expected, **results}
-    common.write("optimizer_step", found)
+    threads = os.environ.get("OPENBLAS_NUM_THREADS")
+    common.write("optimizer_step" + (f"_blas{threads}" if threads else ""), found)
 
 
 if __name__ == "__main__":

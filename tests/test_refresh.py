@@ -178,6 +178,14 @@ def test_one_conditional_when_nothing_is_due() -> None:
     assert executed(compiled(None)) == (1, 0)
 
 
+def test_vmap_compiles_to_one_conditional_and_no_select() -> None:
+    tx = go.galore(optax.adam(0.1), rank=2)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x]), MODEL)
+    state = jax.eval_shape(jax.vmap(tx.init), stacked)
+    text = jax.jit(jax.vmap(tx.update)).lower(stacked, state).compile().as_text()
+    assert executed(text) == (1, 0)
+
+
 def test_static_false_compiles_no_refresh_code() -> None:
     text = compiled(False)
     assert executed(text) == (0, 0)
