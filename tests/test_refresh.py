@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """When refreshes run, what they cost when none is due, and what guards a basis."""
 
+import functools
 import re
 from typing import Any
 
@@ -232,11 +233,16 @@ def test_host_schedule_agrees_with_the_graph(stagger: bool) -> None:
         assert (counter.taken() > 0) == schedule.due(step)
 
 
-def refreshed(method: Any, gradient: Any, rank: int = 8, **kwargs: Any) -> Any:
-    tx = go.galore(optax.sgd(0.1), rank=rank, subspace=method, **kwargs)
+@functools.cache
+def compiled_update(method: Any, rank: int, proj_type: str) -> Any:
+    tx = go.galore(optax.sgd(0.1), rank=rank, subspace=method, proj_type=proj_type)
+    return tx.init, jax.jit(tx.update)
+
+
+def refreshed(method: Any, gradient: Any, rank: int = 8, proj_type: str = "std") -> Any:
+    init, update = compiled_update(method, rank, proj_type)
     params = {"w": jnp.zeros(gradient.shape, jnp.float32)}
-    _, state = jax.jit(tx.update)({"w": jnp.asarray(gradient)}, tx.init(params), params)
-    return state
+    return update({"w": jnp.asarray(gradient)}, init(params), params)[1]
 
 
 SPECTRA = {
@@ -265,7 +271,7 @@ def test_every_basis_is_orthonormal(
 @given(
     exponent=st.floats(-4, 0),
     scale=st.sampled_from([1e-30, 1e-8, 1.0, 1e8, 1e30]),
-    rank=st.integers(1, 20),
+    rank=st.sampled_from([1, 7, 20]),
     seed=st.integers(0, 1000),
 )
 def test_power_on_generated_spectra(
