@@ -8,7 +8,7 @@ Gradients have decaying spectra, and turn between refreshes.
     python benchmarks/optimizer_step.py [--sizes 60M 130M]
 
 On CPU run it a second time with OPENBLAS_NUM_THREADS=1: the threads of the BLAS behind
-LAPACK spin for a while after each call, and starve XLA's own. The result goes to a file
+LAPACK seem to compete with XLA's own. The result goes to a file
 of its own.
 """
 
