@@ -91,8 +91,11 @@ def run_inner(
         updates, state = update(low, state, None)
         return frame.lift(_leaves(flat, updates), gradients), state
     run = _Run(inner.init, update, frame, params)
-    use = run.params_use(low, state)
-    updates, new_state = update(low, state, run.inner_params(use))
+    inner_params = run.zero_coordinates()
+    use = run.params_use(low, state, inner_params)
+    if use is ParamsUse.COORDINATES:
+        inner_params = run.coordinates()
+    updates, new_state = update(low, state, inner_params)
     lifted = frame.lift(_leaves(flat, updates), gradients)
     if use is ParamsUse.ADDITIVE:
         for position, decay in run.linear_part(state).items():
@@ -113,16 +116,13 @@ class _Run:
     frame: Frame
     params: Flat
 
-    def params_use(self, low: Any, state: Any) -> ParamsUse:
-        params = self._inner_tree(self._zeros())
+    def params_use(self, low: Any, state: Any, params: Any) -> ParamsUse:
         of_params = self._inner_tree([not full for full in self.frame.plan.is_full])
         is_data = jax.tree.map(lambda _: True, low), self._moments(params)
         return params_use(self.update, (low, state, params), is_data, of_params)
 
-    def inner_params(self, use: ParamsUse) -> Any:
-        if use is ParamsUse.COORDINATES:
-            return self._inner_tree(self.frame.weights(self.params.values))
-        return self._inner_tree(self._zeros())
+    def coordinates(self) -> Any:
+        return self._inner_tree(self.frame.weights(self.params.values))
 
     def linear_part(self, state: Any) -> dict[int, jax.Array]:
         """The part of the inner's update that is linear in the weights, by position.
@@ -151,7 +151,7 @@ class _Run:
     def _inner_tree(self, values: Sequence[Any]) -> Any:
         return self.params.rebuild(values, self.frame.plan.is_full)
 
-    def _zeros(self) -> list[jax.Array]:
+    def zero_coordinates(self) -> Any:
         """Zero coordinates, and the parameters that are not projected."""
         values = list(self.params.values)
         for matrix in self.frame.plan.projected:
@@ -159,7 +159,7 @@ class _Run:
             values[position] = zero_coordinates(
                 matrix, values[position], self.frame.dtypes[position]
             )
-        return self.frame.cast(values)
+        return self._inner_tree(self.frame.cast(values))
 
     def _moments(self, params: Any) -> Any:
         """Which leaves of the state change shape with the coordinates."""
