@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orthonormal columns from Cholesky factors: products, where Householder QR is serial.
+"""Orthonormal rows from Cholesky factors: products, where Householder QR is serial.
 
 Plain Cholesky QR breaks down on gradients, whose products `G Gᵀ P` have condition
-numbers up to 4e9. Three things make it safe: columns are first scaled to unit length,
+numbers up to 4e9. Three things make it safe: vectors are first scaled to unit length,
 which takes most of that condition away when the basis is warm; a shift keeps the factor
 real and the pass is repeated; and Householder QR stands by for what is left.
+
+Vectors are rows here: both products of a power step then read the gradient and the
+basis as they lie in memory.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +21,19 @@ from galore_optax.subspace._base import matmul, orthonormalise
 _PASSES = 6
 # Where one Newton-Schulz step, error e -> 3/4 e², reaches rounding.
 _NEARLY = 1e-3
+# The threads of the BLAS behind LAPACK keep spinning after a call, and products beside
+# them take twice as long (benchmarks/blas_threads.py). OpenBLAS starts none for a
+# factorisation of fewer than 40,000 entries; here it is of twice this many rows.
+_PANEL = 96
 
 
-def condition(columns: jax.Array) -> jax.Array:
-    """Columns of the same span, nearer to orthonormal: one pass of Cholesky QR."""
-    return _pass(columns, _gram(columns))
+def condition(rows: jax.Array) -> jax.Array:
+    """Rows of the same span, nearer to orthonormal: one pass of Cholesky QR."""
+    return _pass(rows, _gram(rows))
 
 
-def cholesky_qr(columns: jax.Array) -> jax.Array:
-    """An orthonormal basis of the span of `columns`, (m, rank), in their order."""
+def cholesky_qr(rows: jax.Array) -> jax.Array:
+    """An orthonormal basis of the span of `rows`, (rank, m), in their order."""
 
     def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         _, gram, passes = state
@@ -37,35 +46,69 @@ def cholesky_qr(columns: jax.Array) -> jax.Array:
         basis = _pass(basis, gram)
         return basis, _gram(basis), passes + 1
 
-    start = columns, _gram(columns), jnp.int32(0)
+    start = rows, _gram(rows), jnp.int32(0)
     basis, gram, _ = lax.while_loop(unfinished, once, start)
     return lax.cond(
         _error(gram) <= _NEARLY,  # false for NaN
-        lambda: 1.5 * basis - 0.5 * matmul(basis, gram),
-        lambda: orthonormalise(columns),
+        lambda: 1.5 * basis - 0.5 * matmul(gram, basis),
+        lambda: orthonormalise(rows.T).T,
     )
 
 
-def _pass(columns: jax.Array, gram: jax.Array) -> jax.Array:
-    """Unit columns times the inverse Cholesky factor of their shifted Gram matrix.
+def _pass(rows: jax.Array, gram: jax.Array) -> jax.Array:
+    """The inverse Cholesky factor of the shifted Gram matrix times unit rows.
 
     The shift bounds the condition of the factor by about the square root of its
-    inverse, so that even dependent columns give finite ones.
+    inverse, so that even dependent rows give finite ones.
     """
     squares = jnp.diagonal(gram)
     scale = jnp.where(squares > 0, lax.rsqrt(squares), 0)
     shift = 4 * jnp.finfo(gram.dtype).eps * len(gram)
-    shifted = gram * scale[:, None] * scale + shift * jnp.eye(
-        len(gram), dtype=gram.dtype
-    )
-    lower = jnp.linalg.cholesky(shifted)
-    unit = columns * scale
-    solved = jax.scipy.linalg.solve_triangular(lower, unit.T, lower=True).T
+    identity = jnp.eye(len(gram), dtype=gram.dtype)
+    shifted = gram * scale[:, None] * scale + shift * identity
+    unit = rows * scale[:, None]
+    solved = matmul(inverse_factor(shifted), unit)
     return jnp.where(jnp.all(jnp.isfinite(solved)), solved, unit)
 
 
-def _gram(columns: jax.Array) -> jax.Array:
-    return matmul(columns.T, columns)
+def inverse_factor(matrix: jax.Array) -> jax.Array:
+    """`L⁻¹` of `L Lᵀ = matrix`, by elimination on `[matrix | I]`, a panel at a time."""
+    size = len(matrix)
+    panels = math.ceil(size / _PANEL)
+    width = math.ceil(size / panels)
+    padded = panels * width
+    left = jnp.eye(padded, dtype=matrix.dtype).at[:size, :size].set(matrix)
+    rows = lax.iota(jnp.int32, padded)
+
+    def eliminate(panel: jax.Array, both: jax.Array) -> jax.Array:
+        first = panel * width
+        column = lax.dynamic_slice_in_dim(both, first, width, 1)
+        pivot = _inverse_factor(lax.dynamic_slice_in_dim(column, first, width, 0))
+        below = jnp.where(rows[:, None] >= first + width, column, 0)
+        done = matmul(pivot, lax.dynamic_slice_in_dim(both, first, width, 0))
+        both = both - matmul(matmul(below, pivot.T), done)
+        return lax.dynamic_update_slice_in_dim(both, done, first, 0)
+
+    both = jnp.concatenate([left, jnp.eye(padded, dtype=matrix.dtype)], axis=1)
+    both = lax.fori_loop(0, panels, eliminate, both)
+    return both[:size, padded : padded + size]
+
+
+def _inverse_factor(matrix: jax.Array) -> jax.Array:
+    """`L⁻¹` from one factorisation: that of `[[A, I], [I, c I]]` holds `L⁻ᵀ` below `L`.
+
+    A triangular solve would do, but BLAS starts threads for it whatever its size.
+    """
+    size = len(matrix)
+    large = float(jnp.finfo(matrix.dtype).eps) ** -2  # over any entry of the inverse
+    both = jnp.eye(2 * size, dtype=matrix.dtype) * large
+    both = both.at[:size, :size].set(matrix)
+    both = both.at[size:, :size].set(jnp.eye(size, dtype=matrix.dtype))
+    return lax.linalg.cholesky(both, symmetrize_input=False)[size:, :size].T
+
+
+def _gram(rows: jax.Array) -> jax.Array:
+    return matmul(rows, rows.T)
 
 
 def _error(gram: jax.Array) -> jax.Array:

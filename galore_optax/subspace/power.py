@@ -37,24 +37,25 @@ class _Power:
         key: jax.Array,
         cold: jax.Array,
     ) -> jax.Array:
-        noise = _noise(key, previous.shape).astype(previous.dtype)
-        start = jnp.where(cold, noise, previous + _NOISE * noise)
+        # Rows are the vectors from here on.
+        noise = _noise(key, previous.shape[::-1]).astype(previous.dtype)
+        start = jnp.where(cold, noise, previous.T + _NOISE * noise)
         steps = jnp.where(cold, self.cold_steps, self.steps)
 
         def step(_: jax.Array, basis: jax.Array) -> jax.Array:
-            return condition(_multiply(gradient, basis))
+            return condition(_multiply(basis, gradient))
 
         basis = lax.fori_loop(0, steps - 1, step, start)
-        return cholesky_qr(_multiply(gradient, basis))
+        return cholesky_qr(_multiply(basis, gradient)).T
 
 
-def _multiply(gradient: jax.Array, basis: jax.Array) -> jax.Array:
-    """`G Gᵀ P`."""
-    return matmul(gradient, matmul(basis.T, gradient).T)
+def _multiply(basis: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`Pᵀ G Gᵀ`."""
+    return matmul(matmul(basis, gradient), gradient.T)
 
 
 def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Unit columns of scrambled counters, the finaliser of MurmurHash3.
+    """Unit rows of scrambled counters, the finaliser of MurmurHash3.
 
     Not `jax.random`: threefry, unrolled once for each leaf, was nine tenths of the
     compile time of a step, and any directions without structure will do here.
@@ -63,7 +64,7 @@ def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B) + key[1]
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     x = lax.bitcast_convert_type(x ^ (x >> 16), jnp.int32)
-    uniform = x.astype(jnp.float32) * (math.sqrt(3 / shape[0]) / 2**31)
+    uniform = x.astype(jnp.float32) * (math.sqrt(3 / shape[1]) / 2**31)
     return uniform.reshape(shape)
 
 
