@@ -139,8 +139,7 @@ def refresh_when_due(
         old: tuple[list[Projectors], Refresh],
     ) -> tuple[list[Projectors], Refresh]:
         projectors, refresh = old
-        keys = jax.random.split(jax.random.fold_in(key, count), len(lanes))
-        turn = _Turn(method, lanes, owed, refresh.last < 0, keys)
+        turn = _Turn(method, lanes, owed, refresh.last < 0, key, count)
         found, accepted = _renew_all(_leaves(matrices, gradients, projectors), turn)
         return found, Refresh(
             last=jnp.where(accepted, count, refresh.last),
@@ -161,7 +160,13 @@ class _Turn(NamedTuple):
     lanes: jax.Array  # due in any lane of a vmap
     owed: jax.Array  # due in this one
     cold: jax.Array  # never refreshed
-    keys: jax.Array
+    key: jax.Array  # of the run
+    step: jax.Array
+
+    def key_of(self, number: jax.Array) -> jax.Array:
+        # One fold for both: each is a kernel of its own to compile.
+        turn = self.step.astype(jnp.uint32) * len(self.owed)
+        return jax.random.fold_in(self.key, turn + number.astype(jnp.uint32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,10 +184,6 @@ class _Leaf:
         sizes = tuple(self.size(side) for side in self.matrix.sides)
         dtypes = self.gradient.dtype, self.projectors[0].dtype
         return (sizes, self.matrix.rank, *dtypes)
-
-    @property
-    def numbers(self) -> np.ndarray:
-        return np.arange(self.start, self.start + self.matrix.count, dtype=np.int32)
 
     def size(self, side: Side) -> tuple[int, int]:
         return self.matrix.size(side.axes), self.matrix.size(side.others)
@@ -235,59 +236,88 @@ def _renew_all(
     accepted = jnp.zeros_like(turn.owed)
     for positions in kinds.values():
         group = [leaves[position] for position in positions]
-        projectors, taken, numbers = _renew_kind(group, turn)
-        accepted = accepted.at[numbers].set(taken)
+        projectors, accepted = _renew_kind(group, turn, accepted)
         for position, pair in zip(positions, projectors, strict=True):
             found[position] = pair
     return found, accepted
 
 
 class _Loop(NamedTuple):
-    entry: jax.Array  # the one done last
+    number: jax.Array  # the matrix done last
     stacks: list[jax.Array]  # projectors of all leaves of the kind, one a side
-    accepted: jax.Array
+    accepted: jax.Array  # of all matrices of the tree
 
 
 def _renew_kind(
-    group: Sequence[_Leaf], turn: _Turn
-) -> tuple[list[Projectors], jax.Array, np.ndarray]:
+    group: Sequence[_Leaf], turn: _Turn, accepted: jax.Array
+) -> tuple[list[Projectors], jax.Array]:
     """Loops over the matrices of one kind that are due in any lane."""
-    counts = [leaf.matrix.count for leaf in group]
-    numbers = np.concatenate([leaf.numbers for leaf in group])
-    leaf_of = jnp.asarray(np.repeat(np.arange(len(group), dtype=np.int32), counts))
-    number_of, due = jnp.asarray(numbers), turn.lanes[numbers]
-    entries = jnp.arange(len(numbers), dtype=jnp.int32)
+    of_kind, leaf_of, entry_of = _tables(group, len(turn.owed))
+    due = turn.lanes & of_kind
+    numbers = jnp.arange(len(due), dtype=jnp.int32)
 
     def body(_: jax.Array, state: _Loop) -> _Loop:
-        later = due & (entries > state.entry)
-        entry = jnp.min(jnp.where(later, entries, len(numbers)))
-        number = _at(number_of, entry)
-        views = lax.switch(_at(leaf_of, entry), [leaf.pick for leaf in group], number)
+        later = due & (numbers > state.number)
+        number = jnp.min(jnp.where(later, numbers, len(numbers)))
+        entry = _at(entry_of, number)
+        views = lax.switch(_at(leaf_of, number), [leaf.pick for leaf in group], number)
         old = [_at(stack, entry) for stack in state.stacks]
-        key, cold = _at(turn.keys, number), _at(turn.cold, number)
-        new, sound = _propose(turn.method, views, old, key, cold)
-        accepted = sound & _at(turn.owed, number)
-        kept = [jnp.where(accepted, *pair) for pair in zip(new, old, strict=True)]
+        cold = _at(turn.cold, number)
+        new, sound = _propose(turn.method, views, old, turn.key_of(number), cold)
+        accept = sound & _at(turn.owed, number)
+        kept = [jnp.where(accept, *pair) for pair in zip(new, old, strict=True)]
         stacks = [_put(*pair, entry) for pair in zip(state.stacks, kept, strict=True)]
-        return _Loop(entry, stacks, _put(state.accepted, accepted, entry))
+        return _Loop(number, stacks, _put(state.accepted, accept, number))
 
     sides = zip(*(leaf.stacks() for leaf in group), strict=True)
     stacks = [jnp.concatenate(side) for side in sides]
-    start = _Loop(jnp.int32(-1), stacks, jnp.zeros(len(numbers), bool))
+    start = _Loop(jnp.int32(-1), stacks, accepted)
     end = lax.fori_loop(0, jnp.sum(due), body, start)
-    return _split(group, end.stacks), end.accepted, numbers
+    return _split(group, end.stacks, turn.step), end.accepted
 
 
-def _split(group: Sequence[_Leaf], stacks: Sequence[jax.Array]) -> list[Projectors]:
-    ends = np.cumsum([leaf.matrix.count for leaf in group])
-    parts = zip(*(jnp.split(stack, ends[:-1]) for stack in stacks), strict=True)
+def _tables(
+    group: Sequence[_Leaf], total: int
+) -> tuple[np.ndarray, jax.Array, jax.Array]:
+    """For every matrix of the tree: is it in `group`, in which leaf, at which entry."""
+    counts = [leaf.matrix.count for leaf in group]
+    numbers = np.concatenate(
+        [leaf.start + np.arange(leaf.matrix.count) for leaf in group]
+    )
+    of_kind = np.zeros(total, bool)
+    leaf_of, entry_of = np.zeros((2, total), np.int32)
+    of_kind[numbers] = True
+    leaf_of[numbers] = np.repeat(np.arange(len(group)), counts)
+    entry_of[numbers] = np.arange(len(numbers))
+    return of_kind, jnp.asarray(leaf_of), jnp.asarray(entry_of)
+
+
+def _split(
+    group: Sequence[_Leaf], stacks: Sequence[jax.Array], step: jax.Array
+) -> list[Projectors]:
+    """The projectors of each leaf, out of the stacks of all."""
+    sizes = [leaf.matrix.count for leaf in group]
+    starts = _opaque(np.cumsum([0, *sizes[:-1]]).tolist(), step)
     return [
         tuple(
-            part.reshape(old.shape)
-            for part, old in zip(pair, leaf.projectors, strict=True)
+            lax.dynamic_slice_in_dim(stack, start, size).reshape(old.shape)
+            for stack, old in zip(stacks, leaf.projectors, strict=True)
         )
-        for leaf, pair in zip(group, parts, strict=True)
+        for leaf, start, size in zip(group, starts, sizes, strict=True)
     ]
+
+
+def _opaque(numbers: Sequence[int], step: jax.Array) -> tuple[jax.Array, ...]:
+    """`numbers`, which the compiler cannot tell from others.
+
+    A slice with a known start is a kernel of its own, and XLA's CPU compiler spends
+    6 ms on each; with unknown ones all leaves share one.
+    """
+    return lax.cond(
+        step >= 0,
+        lambda: tuple(jnp.int32(number) for number in numbers),
+        lambda: tuple(jnp.int32(0) for _ in numbers),
+    )
 
 
 def _at(stack: jax.Array, entry: jax.Array) -> jax.Array:

@@ -194,8 +194,11 @@ def test_static_false_compiles_no_refresh_code() -> None:
     assert " conditional(" not in text
 
 
-def test_static_true_needs_no_conditional() -> None:
-    assert executed(compiled(True))[0] == 0
+def test_static_true_keeps_no_old_projector() -> None:
+    text = compiled(True)
+    entry = text[text.index("\nENTRY ") :]
+    results = re.findall(r"= (.*) conditional\(", entry)
+    assert all("f32" not in result for result in results)  # starts of slices alone
 
 
 def test_refresh_argument() -> None:

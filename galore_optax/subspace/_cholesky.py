@@ -11,6 +11,8 @@ basis as they lie in memory.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,31 +29,47 @@ _NEARLY = 1e-3
 _PANEL = 96
 
 
-def condition(rows: jax.Array) -> jax.Array:
-    """Rows of the same span, nearer to orthonormal: one pass of Cholesky QR."""
-    return _pass(rows, _gram(rows))
+class _Iteration(NamedTuple):
+    rows: jax.Array
+    gram: jax.Array
+    products: jax.Array  # still to do
+    passes: jax.Array  # since the last product
 
 
-def cholesky_qr(rows: jax.Array) -> jax.Array:
-    """An orthonormal basis of the span of `rows`, (rank, m), in their order."""
+def iterate(
+    start: jax.Array,
+    product: Callable[[jax.Array], jax.Array],
+    products: int | jax.Array,
+) -> jax.Array:
+    """An orthonormal basis of the rows of `product(... product(start))`, in order.
 
-    def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        _, gram, passes = state
-        return (_error(gram) > _NEARLY) & (passes < _PASSES)
+    Between products one pass of Cholesky QR keeps the rows apart; after the last as
+    many as it takes. One loop does both, because each pass is expensive to compile.
 
-    def once(
-        state: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        basis, gram, passes = state
-        basis = _pass(basis, gram)
-        return basis, _gram(basis), passes + 1
+    Args:
+      start: (rank, m).
+      product: linear, of the same shape.
+      products: how often, at least 1.
+    """
 
-    start = rows, _gram(rows), jnp.int32(0)
-    basis, gram, _ = lax.while_loop(unfinished, once, start)
+    def unfinished(state: _Iteration) -> jax.Array:
+        passing = (_error(state.gram) > _NEARLY) & (state.passes < _PASSES)
+        return (state.products > 0) | passing
+
+    def once(state: _Iteration) -> _Iteration:
+        more = state.products > 0
+        rows = _pass(state.rows, state.gram)
+        rows = lax.cond(more, product, lambda rows: rows, rows)
+        passes = jnp.where(more, 0, state.passes + 1)
+        return _Iteration(rows, _gram(rows), state.products - 1, passes)
+
+    rows = product(start)
+    state = _Iteration(rows, _gram(rows), jnp.int32(products - 1), jnp.int32(0))
+    end = lax.while_loop(unfinished, once, state)
     return lax.cond(
-        _error(gram) <= _NEARLY,  # false for NaN
-        lambda: 1.5 * basis - 0.5 * matmul(gram, basis),
-        lambda: orthonormalise(rows.T).T,
+        _error(end.gram) <= _NEARLY,  # false for NaN
+        lambda: 1.5 * end.rows - 0.5 * matmul(end.gram, end.rows),
+        lambda: orthonormalise(end.rows.T).T,
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from galore_optax.subspace._base import Subspace, matmul
-from galore_optax.subspace._cholesky import cholesky_qr, condition
+from galore_optax.subspace._cholesky import iterate
 
 # A basis blind to some direction of the gradient would stay blind: G Gᵀ P never leaves
 # a subspace that P does not touch. This much noise, relative to the unit columns of P,
@@ -42,16 +42,10 @@ class _Power:
         start = jnp.where(cold, noise, previous.T + _NOISE * noise)
         steps = jnp.where(cold, self.cold_steps, self.steps)
 
-        def step(_: jax.Array, basis: jax.Array) -> jax.Array:
-            return condition(_multiply(basis, gradient))
+        def product(basis: jax.Array) -> jax.Array:
+            return matmul(matmul(basis, gradient), gradient.T)
 
-        basis = lax.fori_loop(0, steps - 1, step, start)
-        return cholesky_qr(_multiply(basis, gradient)).T
-
-
-def _multiply(basis: jax.Array, gradient: jax.Array) -> jax.Array:
-    """`Pᵀ G Gᵀ`."""
-    return matmul(matmul(basis, gradient), gradient.T)
+        return iterate(start, product, steps).T
 
 
 def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
