@@ -24,6 +24,7 @@ format: .venv/dev
 
 bench: .venv/examples
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/blas_threads.py
 	$(BIN)/python benchmarks/captured_energy.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/state_bytes.py

@@ -6,15 +6,10 @@ three run in turns within one process, so that noise of the machine meets all al
 Gradients have decaying spectra, and turn between refreshes.
 
     python benchmarks/optimizer_step.py [--sizes 60M 130M]
-
-On CPU run it a second time with OPENBLAS_NUM_THREADS=1: the threads of the BLAS behind
-LAPACK seem to compete with XLA's own. The result goes to a file
-of its own.
 """
 
 import argparse
 import functools
-import os
 import statistics
 import time
 import warnings
@@ -166,8 +161,7 @@ def main() -> None:
         expected = formula_bytes(*SIZES[size])
         print(f"state by the formula: {expected:,} bytes")
         found[size] = {"formula_bytes": expected, **results}
-    threads = os.environ.get("OPENBLAS_NUM_THREADS")
-    common.write("optimizer_step" + (f"_blas{threads}" if threads else ""), found)
+    common.write("optimizer_step", found)
 
 
 if __name__ == "__main__":
