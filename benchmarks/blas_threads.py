@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a LAPACK or BLAS call costs the products around it, on CPU.
 
-A projection `P G`, `(P G) Gᵀ` of LLaMA-130M's MLP shapes, alone and behind one call. The
+Products `(P G) Gᵀ` of LLaMA-130M's MLP shapes, alone and behind one call. The
 library's own orthonormalisation is built on what this shows.
 
     python benchmarks/blas_threads.py
@@ -59,8 +59,9 @@ def main() -> None:
             matrix = 2 * jnp.eye(size)
             alone = milliseconds(call, matrix)
             both = milliseconds(behind(call), matrix, basis, gradient)
-            found[f"{call.__name__} {size}"] = alone
-            found[f"products behind {call.__name__} {size}, less its own"] = both - alone
+            name = f"{call.__name__} {size}"
+            found[name] = alone
+            found[f"products behind {name}, less its own"] = both - alone
     for name, value in found.items():
         print(f"{name:52}{value:8.2f} ms")
     common.write("blas_threads", found)
