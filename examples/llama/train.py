@@ -1,122 +1,233 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains one model with one optimizer and records what happened."""
+"""Trains a LLaMA: `python train.py [SETTINGS.toml] [--steps 1000 --optimizer adamw ...]`.
+
+Metrics, plot and checkpoints go to `--out`; a run that was interrupted goes on from its
+last checkpoint when the same command is given again.
+"""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
+import c4
+import hugging_face
 import jax
-import jax.numpy as jnp
-import optax
-from flax import nnx
+import metrics
+import numpy as np
+from checkpoints import Checkpoints
+from settings import Settings, parse
+from steps import State, state_bytes
 from tqdm import tqdm
 
-from data import Corpus
-from model import Config, LLaMA
+import data
+from model import parameter_count
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything of a run but the optimizer."""
+class Text:
+    """What a run reads."""
 
-    model: Config = dataclasses.field(default_factory=Config)
-    steps: int = 400
-    batch: int = 8
-    eval_every: int = 50
-    eval_batches: int = 16
-    seed: int = 0
+    train: data.Stream
+    held_out: list[np.ndarray]  # batches (B, T + 1)
 
 
-@dataclasses.dataclass
-class History:
-    """What a run leaves behind."""
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run leaves behind, besides its files."""
 
-    train_loss: list[float] = dataclasses.field(default_factory=list)
-    eval_steps: list[int] = dataclasses.field(default_factory=list)
-    eval_loss: list[float] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0  # of training steps, without compilation and evaluation
-    tokens: int = 0  # trained on in those seconds
-    state_bytes: int = 0
+    records: list[metrics.Record]
+    state: State
+    state_bytes: int  # of the optimizer
+    tokens_per_second: float  # without compilation, evaluation and checkpoints
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.eval_loss[-1])
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
+        return metrics.series(self.records, "perplexity")[1][-1]
 
 
-def cosine(peak: float, steps: int) -> optax.Schedule:
-    """Linear warm-up over a tenth of the steps, cosine decay to a tenth of the peak."""
-    return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps, peak / 10)
+def open_text(run: Settings) -> Text:
+    """The training stream at its start, and the held-out batches."""
+    vocab = run.config.vocab
+    if run.corpus != "c4":
+        corpus = data.load(run.corpus, vocab)
+        held_out = corpus.validation_batches(
+            run.tokens, run.batch, run.eval_batches or None
+        )
+        return Text(corpus.batches(run.tokens, run.batch, run.seed), list(held_out))
+    tokenizer = c4.tokenizer(run.tokenizer)
+    if tokenizer.get_vocab_size() > vocab:
+        raise ValueError(
+            f"tokenizer {run.tokenizer!r} has {tokenizer.get_vocab_size()} entries, model"
+            f" {run.model!r} has room for {vocab}. Take a config.json with that"
+            " vocab_size."
+        )
+    shape = tokenizer, run.tokens, run.batch, run.pack
+    train = c4.Documents(c4.documents("train", run.c4_files), *shape)
+    source = c4.documents("validation", run.c4_files)
+    held_out = c4.validation_batches(source, *shape, run.eval_batches or 16)
+    return Text(train, held_out)
 
 
-def loss_fn(model: LLaMA, window: jax.Array) -> jax.Array:
-    """Mean next-token cross-entropy of windows (B, T + 1), in nats."""
-    logits = model(window[:, :-1])
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:])
-    return losses.mean()
+def evaluate(loss: Any, params: Any, batches: Iterable[Any]) -> dict[str, float]:
+    """Token-weighted loss and perplexity; and the perplexity that the reference reports.
 
-
-@nnx.jit(donate_argnums=(0, 1))
-def train_step(model: LLaMA, optimizer: nnx.Optimizer, window: jax.Array) -> jax.Array:
-    loss, gradients = nnx.value_and_grad(loss_fn)(model, window)
-    optimizer.update(model, gradients)
-    return loss
-
-
-@nnx.jit
-def eval_step(model: LLaMA, window: jax.Array) -> jax.Array:
-    return loss_fn(model, window)
-
-
-def evaluate(model: LLaMA, windows: Any) -> float:
-    return float(jnp.mean(jnp.stack([eval_step(model, window) for window in windows])))
-
-
-def state_bytes(optimizer: nnx.Optimizer) -> int:
-    """Bytes of the arrays that the optimizer really holds."""
-    leaves = jax.tree.leaves(nnx.as_pure(optimizer.opt_state))
-    return sum(leaf.nbytes for leaf in leaves)
-
-
-def train(
-    corpus: Corpus,
-    make_optimizer: Callable[[int], optax.GradientTransformation],
-    run: Run,
-    name: str,
-) -> History:
-    """Trains a fresh model on the first `run.steps` batches of the seed's order.
-
-    Args:
-      corpus: training and validation tokens.
-      make_optimizer: from the number of steps to the transformation.
-      run: sizes and seed; equal runs see the same tokens from the same initialisation.
-      name: shown on the progress bar.
-
-    Returns:
-      losses, time and bytes.
+    The reference averages the means of n batches but divides by n + 1.
     """
-    model = LLaMA(run.model, nnx.Rngs(run.seed))
-    optimizer = nnx.Optimizer(model, make_optimizer(run.steps), wrt=nnx.Param)
-    tokens = run.model.max_tokens
-    held_out = corpus.validation_windows(tokens, run.batch, run.eval_batches)
-    batches = corpus.windows(tokens, run.batch, run.seed)
-    history = History(state_bytes=state_bytes(optimizer))
-    bar = tqdm(range(run.steps), desc=name.ljust(14), unit="step")
-    for step in bar:
-        window = next(batches)
-        start = time.perf_counter()
-        loss = float(train_step(model, optimizer, window))
-        if step:  # the first step compiles
-            history.seconds += time.perf_counter() - start
-            history.tokens += run.batch * tokens
-        history.train_loss.append(loss)
-        if (step + 1) % run.eval_every == 0 or step + 1 == run.steps:
-            history.eval_steps.append(step + 1)
-            history.eval_loss.append(evaluate(model, held_out))
-        bar.set_postfix(loss=f"{loss:.3f}")
-    return history
+    pending = [loss(params, batch) for batch in batches]
+    sums = [(float(total), int(count)) for total, count in pending]
+    mean = sum(total for total, _ in sums) / sum(count for _, count in sums)
+    of_batches = sum(total / max(count, 1) for total, count in sums)
+    return {
+        "validation_loss": mean,
+        "perplexity": math.exp(mean),
+        "reference_perplexity": math.exp(of_batches / (len(sums) + 1)),
+    }
+
+
+class Interval:
+    """The steps since the host last waited for the device."""
+
+    def __init__(self, compiles: bool):
+        self.compiles, self.found = compiles, []
+        self._started = time.perf_counter()
+
+    def end(self) -> dict[str, float]:
+        """Waits; the mean of every metric, and the seconds it took."""
+        rows = jax.device_get(self.found)
+        means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+        return means | {"seconds": time.perf_counter() - self._started}
+
+
+class Trainer:
+    """A run, from its settings to its last checkpoint."""
+
+    def __init__(self, run: Settings, text: Text | None = None, name: str = ""):
+        self.run, self.name = run, name or run.optimizer
+        self.text = text or open_text(run)
+        self.program = run.program()
+        self.checkpoints = run.checkpoint_every and Checkpoints(
+            run.out / "checkpoints", run.keep
+        )
+        self.state = self._initial_state()
+        self.first = int(self.state.step)
+        self.log = metrics.Log(run.out, self.first, run.tensorboard)
+        self.update, self.loss = self.program.compiled(self.state)
+        self.held_out = [self.program.put(batch)[0] for batch in self.text.held_out]
+        self.seconds, self.tokens = 0.0, 0
+
+    def _initial_state(self) -> State:
+        run = self.run
+        if run.init_from:
+            params = self.program.place(hugging_face.read(run.init_from, run.config))
+        else:
+            params = self.program.init_params(run.seed)
+        state = self.program.init(params)
+        if not self.checkpoints or self.checkpoints.latest is None:
+            return state
+        restored = self.checkpoints.restore(state, run)
+        self.text.train.restore(restored.data)
+        print(f"resuming {run.out} at step {int(restored.state.step)}")
+        return restored.state
+
+    def train(self) -> Result:
+        """Every step that is left."""
+        interval = Interval(compiles=True)
+        for step in self._bar():
+            batch = self.program.put(next(self.text.train))
+            self.state, found = self.update(self.state, batch)
+            interval.found.append(found)
+            if self._pauses(step):
+                self._record(step, interval)
+                self._evaluate(step)
+                self._save(step)
+                interval = Interval(compiles=False)
+        return self._finish()
+
+    def _bar(self) -> tqdm:
+        steps, total = range(self.first + 1, self.run.steps + 1), self.run.steps
+        self.bar = tqdm(
+            steps, self.name.ljust(14), total, initial=self.first, unit="step"
+        )
+        return self.bar
+
+    def _due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.run.steps)
+
+    def _pauses(self, step: int) -> bool:
+        run = self.run
+        periods = run.log_every, run.eval_every, run.checkpoint_every
+        return step == self.first + 1 or any(self._due(n, step) for n in periods)
+
+    def _record(self, step: int, interval: Interval) -> None:
+        found = interval.end()
+        tokens = len(interval.found) * self.run.batch * self.run.tokens
+        if not interval.compiles:
+            self.seconds += found["seconds"]
+            self.tokens += tokens
+            found["tokens_per_second"] = tokens / found["seconds"]
+            if self.run.peak_flops:
+                flops = found["tokens_per_second"] * self._flops_per_token()
+                found["flop_utilisation"] = flops / self.run.peak_flops
+        found["learning_rate"] = float(self.run.schedule()(step - 1))
+        found["tokens"] = step * self.run.batch * self.run.tokens
+        self.log.write(step, **found, **_memory())
+        speed = f"{found.get('tokens_per_second', 0):,.0f}"
+        self.bar.set_postfix({"loss": f"{found['loss']:.3f}", "tokens/s": speed})
+
+    def _flops_per_token(self) -> float:
+        """6 a matrix parameter, forward and backward, and attention's 12 T D a layer."""
+        config = self.run.config
+        embedding = config.vocab * config.width
+        matrices = parameter_count(self.state.params) - embedding
+        return 6 * matrices + 12 * config.layers * config.width * self.run.tokens
+
+    def _evaluate(self, step: int) -> None:
+        if self._due(self.run.eval_every, step):
+            found = evaluate(self.loss, self.state.params, self.held_out)
+            self.log.write(step, **found)
+
+    def _save(self, step: int) -> None:
+        if self._due(self.run.checkpoint_every, step):
+            position = self.text.train.state()
+            self.checkpoints.save(step, self.state, position, self.run)
+
+    def _finish(self) -> Result:
+        if self.checkpoints:
+            self.checkpoints.wait()
+            self.checkpoints.close()
+        self.log.close()
+        records = self.log.records
+        if records:
+            metrics.plot(
+                {self.name: records}, self.run.out / "loss.png", self.run.model
+            )
+        return Result(
+            records,
+            self.state,
+            state_bytes(self.state.opt_state),
+            self.tokens / self.seconds if self.seconds else 0.0,
+        )
+
+
+def _memory() -> dict[str, int]:
+    """Peak bytes in use on the first device, where it says so."""
+    found = jax.local_devices()[0].memory_stats() or {}
+    peak = found.get("peak_bytes_in_use")
+    return {} if peak is None else {"peak_bytes": peak}
+
+
+def main() -> None:
+    run = parse()
+    result = Trainer(run).train()
+    print(f"{parameter_count(result.state.params):,} parameters,", end=" ")
+    print(f"{result.state_bytes:,} bytes of optimizer state,", end=" ")
+    print(f"{result.tokens_per_second:,.0f} tokens/s")
+    if metrics.series(result.records, "perplexity")[1]:
+        print(f"validation perplexity {result.perplexity:.2f}")
+    print(f"metrics, plot and checkpoints: {run.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""To and from Hugging Face's LLaMA: a folder with config.json and model.safetensors.
+
+    python hugging_face.py RUN FOLDER      exports the last checkpoint of a run
+
+Kernels here are (in, out) and stacked over layers, weights there (out, in), one a layer.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from model import Config
+
+# Path inside `layers`, name inside `model.layers.N.`; True for transposed kernels.
+_LAYERS = [
+    *((f"attn/{x}/kernel", f"self_attn.{x}_proj.weight", True) for x in "qkvo"),
+    *(
+        (f"mlp/{x}/kernel", f"mlp.{x}_proj.weight", True)
+        for x in ("gate", "up", "down")
+    ),
+    ("attn_norm/scale", "input_layernorm.weight", False),
+    ("mlp_norm/scale", "post_attention_layernorm.weight", False),
+]
+_OTHERS = [
+    ("embed/embedding", "model.embed_tokens.weight", False),
+    ("norm/scale", "model.norm.weight", False),
+    ("lm_head/kernel", "lm_head.weight", True),
+]
+
+
+def write(folder: Path, params: Any, config: Config) -> None:
+    """Writes a folder that `LlamaForCausalLM.from_pretrained` loads, whole or not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = to_tensors(params, config)
+    partial = folder / "model.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / "model.safetensors")
+    dtype = str(next(iter(tensors.values())).dtype)
+    found = config.to_hugging_face() | {"dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(found, indent=2))
+
+
+def read(folder: Path, config: Config) -> Any:
+    """The parameters in a folder, as a nested dict of NumPy arrays.
+
+    Raises:
+      FileNotFoundError: there is no safetensors file.
+      ValueError: a tensor is missing or has another shape, which is named.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no *.safetensors file.")
+    tensors: dict[str, np.ndarray] = {}
+    for path in files:
+        with safe_open(path, "numpy") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
+    return from_tensors(tensors, config)
+
+
+def to_tensors(params: Any, config: Config) -> dict[str, np.ndarray]:
+    """Tensors by Hugging Face's names."""
+    tensors = {theirs: _turned(_at(params, ours), t) for ours, theirs, t in _OTHERS}
+    for ours, theirs, transposed in _LAYERS:
+        stacked = np.asarray(_at(params["layers"], ours))
+        for layer in range(config.layers):
+            name = f"model.layers.{layer}.{theirs}"
+            tensors[name] = _turned(stacked[layer], transposed)
+    return tensors
+
+
+def from_tensors(tensors: dict[str, np.ndarray], config: Config) -> Any:
+    """The inverse of `to_tensors`."""
+    if "lm_head.weight" not in tensors:  # tied: the head is the embedding
+        tensors = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    expected = {
+        "model.embed_tokens.weight": (config.vocab, config.width),
+        "lm_head.weight": (config.vocab, config.width),
+    }
+    params: dict[str, Any] = {"layers": {}}
+    for ours, theirs, transposed in _OTHERS:
+        value = _turned(_tensor(tensors, theirs, expected.get(theirs)), transposed)
+        _put(params, ours, value)
+    for ours, theirs, transposed in _LAYERS:
+        shape = _layer_shape(theirs, config)
+        names = [f"model.layers.{i}.{theirs}" for i in range(config.layers)]
+        layers = [_turned(_tensor(tensors, name, shape), transposed) for name in names]
+        _put(params["layers"], ours, np.stack(layers))
+    return params
+
+
+def _layer_shape(name: str, config: Config) -> tuple[int, ...]:
+    width, hidden = config.width, config.hidden
+    if "layernorm" in name:
+        return (width,)
+    if "down" in name:
+        return (width, hidden)
+    return (hidden, width) if "mlp" in name else (width, width)
+
+
+def _tensor(
+    tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...] | None
+) -> np.ndarray:
+    if name not in tensors:
+        raise ValueError(
+            f"tensor '{name}' is missing: is this a LLaMA of as many layers?"
+        )
+    found = tensors[name]
+    if shape is not None and found.shape != shape:
+        raise ValueError(
+            f"tensor '{name}' has shape {found.shape}, the model needs {shape}. Give the"
+            " config.json of those weights as the model."
+        )
+    return found
+
+
+def _turned(value: Any, transposed: bool) -> np.ndarray:
+    value = np.asarray(value)
+    return np.ascontiguousarray(value.T) if transposed else value
+
+
+def _at(tree: Any, path: str) -> Any:
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split("/")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = value
+
+
+def main() -> None:
+    from checkpoints import last_params
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the --out of a training run")
+    parser.add_argument("folder", type=Path, help="where to write")
+    arguments = parser.parse_args()
+    params, config = last_params(arguments.run / "checkpoints")
+    write(arguments.folder, params, config)
+    print(f"wrote {arguments.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers by name, with their options by name.
+
+    "adamw"             optax.adamw
+    "galore_adamw"      galore_optax.galore_adamw
+    "galore_<any>"      galore_optax.galore(<any>), options for both
+
+Any optimizer that `optax` exports is known by its name there.
+"""
+
+import inspect
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import jax
+import optax
+
+import galore_optax
+
+# Everything in optax that turns a learning rate into a transformation.
+PLAIN: dict[str, Callable[..., optax.GradientTransformation]] = {
+    name: getattr(optax, name)
+    for name in [
+        "adabelief",
+        "adadelta",
+        "adafactor",
+        "adagrad",
+        "adam",
+        "adamax",
+        "adamaxw",
+        "adamw",
+        "adan",
+        "amsgrad",
+        "lamb",
+        "lars",
+        "lion",
+        "nadam",
+        "nadamw",
+        "novograd",
+        "radam",
+        "rmsprop",
+        "sgd",
+        "sign_sgd",
+        "sm3",
+        "yogi",
+    ]
+}
+READY = {
+    "galore_adamw": galore_optax.galore_adamw,
+    "galore_adafactor": galore_optax.galore_adafactor,
+}
+_PREFIX = "galore_"
+_GALORE = list(inspect.signature(galore_optax.galore).parameters)[1:]
+
+
+def names() -> list[str]:
+    wrapped = [_PREFIX + name for name in PLAIN]
+    return sorted({*PLAIN, *READY, *wrapped})
+
+
+def make(
+    name: str, learning_rate: optax.ScalarOrSchedule, options: dict[str, Any]
+) -> optax.GradientTransformation:
+    """The optimizer called `name`.
+
+    Args:
+      name: one of `names()`.
+      learning_rate: number or schedule.
+      options: keyword arguments; a subspace method is given by its name.
+
+    Raises:
+      ValueError: an unknown name or option; the nearest known ones are offered.
+    """
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(_unknown("option", option, known, f" of {name!r}"))
+    if "subspace" in options:
+        options = options | {"subspace": _subspace(options["subspace"])}
+    if name in READY:
+        return READY[name](learning_rate, **options)
+    if name in PLAIN:
+        return PLAIN[name](learning_rate, **options)
+    outer = {key: value for key, value in options.items() if key in _GALORE}
+    inner = {key: value for key, value in options.items() if key not in _GALORE}
+    plain = PLAIN[name.removeprefix(_PREFIX)](learning_rate, **inner)
+    return galore_optax.galore(plain, **outer)
+
+
+def options_of(name: str) -> list[str]:
+    """The options that an optimizer takes."""
+    if name not in names():
+        raise ValueError(_unknown("optimizer", name, names(), ""))
+    if name in READY or name in PLAIN:
+        return _parameters((READY | PLAIN)[name])
+    return _GALORE + _parameters(PLAIN[name.removeprefix(_PREFIX)])
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    return [p for p in inspect.signature(function).parameters if p != "learning_rate"]
+
+
+def _subspace(name: Any) -> Any:
+    if not isinstance(name, str):
+        return name
+    methods = [x for x in vars(galore_optax.subspace) if not x.startswith("_")]
+    if name not in methods:
+        raise ValueError(_unknown("subspace method", name, methods, ""))
+    return getattr(galore_optax.subspace, name)()
+
+
+def _unknown(kind: str, name: str, known: list[str], where: str) -> str:
+    near = get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"unknown {kind} {name!r}{where}.{hint} Known: {', '.join(known)}."
+
+
+def matrices_of_layers(tree: Any) -> Any:
+    """Which leaves are matrices inside layers: those that GaLore projects here."""
+
+    def is_matrix(path: Any, leaf: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return name.startswith("layers/") and name.endswith("/kernel")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, tree)

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that defines a run: defaults, then a TOML file, then the command line."""
+
+import ast
+import dataclasses
+import sys
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import optax
+import optimizers
+import tyro
+from corpora import CORPORA
+from steps import Program, make_mesh
+
+from model import Config, Numerics
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A training run. The first argument may be a TOML file with any of these."""
+
+    model: str = "demo"
+    """A name in configs/, or the path of a config.json."""
+    corpus: str = "prose"
+    """prose, core or c4."""
+    optimizer: str = "galore_adamw"
+    """AdamW is the yardstick: adamw. Any optimizer of optax, with galore_ before it for
+    its projected version."""
+    options: tuple[str, ...] = ()
+    """Of the optimizer, as in: rank=128 scale=0.25 subspace=svd weight_decay=0.01."""
+
+    steps: int = 400
+    batch: int = 8
+    """Sequences an optimizer step."""
+    accumulation: int = 1
+    """Parts of a batch whose gradients are added up one after the other."""
+    tokens: int = 128
+    """Tokens a sequence."""
+
+    learning_rate: float = 5e-3
+    """At its peak."""
+    matrix_rate: float = 1.0
+    """Learning rate of the layers' matrices, relative to that of the rest."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    final_rate: float = 0.1
+    """Share of the peak that the cosine ends at."""
+    clip: float = 1.0
+    """Largest global norm of the gradients; 0 clips nothing."""
+
+    compute_dtype: str = "float32"
+    params_dtype: str = "float32"
+    remat: bool = False
+    """Recompute activations inside a layer in the backward pass: less memory."""
+    mesh: tuple[str, ...] = ()
+    """Devices by axis, as in: data=2 fsdp=4. fsdp also splits the parameters."""
+
+    seed: int = 0
+    eval_every: int = 50
+    eval_batches: int = 16
+    """0: all held-out text of a packaged corpus."""
+    log_every: int = 10
+    checkpoint_every: int = 0
+    """Steps; 0 saves none."""
+    keep: int = 2
+    """Checkpoints kept."""
+    out: Path = Path("out/run")
+    """Folder of metrics, plot and checkpoints. A run found there is resumed."""
+    init_from: Path | None = None
+    """Folder of a Hugging Face LLaMA to start from."""
+    tensorboard: bool = False
+    peak_flops: float = 0.0
+    """Of all devices, per second, to report the share in use; 0 reports none."""
+
+    c4_files: str | None = None
+    """Folder with local files of C4; by default it is streamed from the hub."""
+    tokenizer: str = "t5-base"
+    """For C4: a name on the hub or a tokenizer.json."""
+    pack: bool = True
+    """For C4: fill sequences with documents end to end, or cut and pad each as the
+    reference does."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulation", "tokens", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.batch % self.accumulation:
+            raise ValueError(
+                f"batch={self.batch} cannot be divided into"
+                f" accumulation={self.accumulation} equal parts."
+            )
+        if self.corpus not in (*CORPORA, "c4"):
+            known = ", ".join((*CORPORA, "c4"))
+            raise ValueError(f"unknown corpus {self.corpus!r}; known: {known}.")
+        devices, part = self.devices, self.batch // self.accumulation
+        if part % devices:
+            raise ValueError(
+                f"batch={self.batch} in {self.accumulation} parts leaves {part} sequences"
+                f" at a time, which {devices} devices cannot share evenly."
+            )
+        if self.tokens > self.config.max_tokens:
+            raise ValueError(
+                f"tokens={self.tokens} is more than the {self.config.max_tokens} that"
+                f" model {self.model!r} is made for."
+            )
+        self.transformation()
+
+    @property
+    def config(self) -> Config:
+        return Config.load(self.model)
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Devices by mesh axis."""
+        pairs = _pairs(self.mesh, "mesh")
+        for name, size in pairs.items():
+            if name not in ("data", "fsdp") or not isinstance(size, int) or size < 1:
+                raise ValueError(f"mesh: {name}={size}; write data=N, fsdp=N or both.")
+        return pairs
+
+    @property
+    def devices(self) -> int:
+        return self.axes.get("data", 1) * self.axes.get("fsdp", 1)
+
+    def schedule(self) -> optax.Schedule:
+        """Linear warm-up, then a cosine to a share of the peak."""
+        peak, end = self.learning_rate, self.learning_rate * self.final_rate
+        warmup = int(self.steps * self.warmup)
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, self.steps, end)
+
+    def transformation(self) -> optax.GradientTransformation:
+        """Clipping, the optimizer, and the matrices' own rate."""
+        options = _pairs(self.options, "options")
+        tx = optimizers.make(self.optimizer, self.schedule(), options)
+        parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        parts.append(tx)
+        if self.matrix_rate != 1:
+            scaled = optax.scale(self.matrix_rate)
+            parts.append(optax.masked(scaled, optimizers.matrices_of_layers))
+        return optax.chain(*parts)
+
+    def program(self) -> Program:
+        """The model and the optimizer as functions on this run's devices."""
+        return Program(
+            self.config,
+            Numerics(self.compute_dtype, self.params_dtype, self.remat),
+            self.transformation(),
+            self.accumulation,
+            make_mesh(self.axes),
+        )
+
+
+# What may differ between a run and its resumption.
+FREE = {
+    *("out", "keep", "checkpoint_every", "log_every", "tensorboard", "peak_flops"),
+    *("eval_every", "eval_batches", "init_from", "c4_files"),
+}
+
+
+def differences(saved: dict[str, Any], settings: Settings) -> list[str]:
+    """How the settings of a checkpoint differ from those of a run, field by field."""
+    now = to_json(settings)
+    return [
+        f"{name} was {saved.get(name)!r}, is {value!r}"
+        for name, value in now.items()
+        if name not in FREE and saved.get(name) != value
+    ]
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    found = dataclasses.asdict(settings)
+    found |= {f"model.{k}": v for k, v in dataclasses.asdict(settings.config).items()}
+    return {
+        k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
+        for k, v in found.items()
+    }
+
+
+def _pairs(items: tuple[str, ...], what: str) -> dict[str, Any]:
+    found = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{what}: {item!r} is not of the form name=value.")
+        found[name] = _literal(value)
+    return found
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def parse(arguments: list[str] | None = None) -> Settings:
+    """Settings from the command line, and from a TOML file if that comes first."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    default = Settings()
+    if arguments and arguments[0].endswith(".toml"):
+        default = read(Path(arguments[0]))
+        arguments = arguments[1:]
+    return tyro.cli(Settings, default=default, args=arguments)
+
+
+def read(path: Path) -> Settings:
+    """Settings from a TOML file; options and mesh may be tables."""
+    found = tomllib.loads(path.read_text())
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name, value in found.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{path}: unknown setting {name!r}.{hint}")
+        if isinstance(value, dict):
+            found[name] = tuple(f"{key}={item}" for key, item in value.items())
+        elif isinstance(value, list):
+            found[name] = tuple(value)
+        elif name in ("out", "init_from"):
+            found[name] = Path(value)
+    return Settings(**found)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The functions of a run: initialise, train on a batch, evaluate a batch.
+
+    state = (step, params, optimizer state), one pytree
+    (state, batch (A, B/A, T + 1)) -> (state, metrics)      A parts, accumulated
+
+The same functions run on one device and, by `mesh`, on many: the batch is split over
+`data` and `fsdp`, the parameters over `fsdp`, and XLA adds the collectives.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from data import PAD
+from model import Config, LLaMA, Numerics
+
+
+class State(NamedTuple):
+    """All that a step changes."""
+
+    step: jax.Array  # int32 scalar: optimizer steps taken
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A model and an optimizer as pure functions."""
+
+    config: Config
+    numerics: Numerics
+    tx: optax.GradientTransformation
+    accumulation: int
+    mesh: jax.sharding.Mesh | None
+    graphdef: Any = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        model = nnx.eval_shape(lambda: self._model(0))
+        object.__setattr__(self, "graphdef", nnx.split(model, nnx.Param)[0])
+
+    def _model(self, seed: int) -> LLaMA:
+        return LLaMA(self.config, nnx.Rngs(seed), self.numerics)
+
+    def init_params(self, seed: int) -> Any:
+        """Fresh parameters, placed on the mesh."""
+
+        def make() -> Any:
+            return nnx.to_pure_dict(nnx.state(self._model(seed), nnx.Param))
+
+        shardings = jax.tree.map(self._sharding, jax.eval_shape(make))
+        return jax.jit(make, out_shardings=shardings)()
+
+    def init(self, params: Any) -> State:
+        return State(jnp.int32(0), params, self.tx.init(params))
+
+    def place(self, params: Any) -> Any:
+        """Host arrays as parameters on the mesh, in the dtype of the run."""
+        dtype = jnp.dtype(self.numerics.params)
+        return jax.tree.map(
+            lambda x: jax.device_put(np.asarray(x, dtype), self._sharding(x)), params
+        )
+
+    def _sharding(self, leaf: Any) -> NamedSharding | None:
+        if self.mesh is None:
+            return None
+        size = self.mesh.shape["fsdp"]
+        axes = [a for a in range(leaf.ndim) if leaf.shape[a] % size == 0]
+        spec: list[str | None] = [None] * leaf.ndim
+        if axes and leaf.size >= 2**10:  # norms are not worth gathering
+            spec[max(axes, key=lambda axis: leaf.shape[axis])] = "fsdp"
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+    def put(self, batch: np.ndarray) -> jax.Array:
+        """A batch (B, T + 1) in parts (A, B/A, T + 1), each split over the devices."""
+        parts = batch.reshape(self.accumulation, -1, batch.shape[1])
+        if self.mesh is None:
+            return jax.device_put(parts)
+        spec = PartitionSpec(None, ("data", "fsdp"), None)
+        return jax.device_put(parts, NamedSharding(self.mesh, spec))
+
+    def loss(self, params: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cross-entropy, nats, summed over the predicted tokens of (B, T + 1); count."""
+        model = nnx.merge(self.graphdef, nnx.State(params))
+        labels = batch[:, 1:]  # (B, T)
+        known = labels != PAD
+        logits = model(jnp.maximum(batch[:, :-1], 0))  # (B, T, V)
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(jnp.float32), jnp.maximum(labels, 0)
+        )
+        return jnp.sum(losses * known), jnp.sum(known)
+
+    def gradients(self, params: Any, parts: jax.Array) -> tuple[jax.Array, Any]:
+        """Mean loss over all predicted tokens of (A, B/A, T + 1), and its gradient."""
+        total = jnp.maximum(jnp.sum(parts[:, :, 1:] != PAD), 1)
+
+        def mean(params: Any, part: jax.Array) -> jax.Array:
+            return self.loss(params, part)[0] / total
+
+        if len(parts) == 1:
+            return jax.value_and_grad(mean)(params, parts[0])
+
+        def add(sums: Any, part: jax.Array) -> tuple[Any, None]:
+            found = jax.value_and_grad(mean)(params, part)
+            return jax.tree.map(lambda s, x: s + x.astype(s.dtype), sums, found), None
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        (loss, sums), _ = jax.lax.scan(add, (jnp.float32(0), zeros), parts)
+        return loss, jax.tree.map(lambda s, p: s.astype(p.dtype), sums, params)
+
+    def update(self, state: State, parts: jax.Array) -> tuple[State, dict[str, Any]]:
+        """One optimizer step."""
+        loss, gradients = self.gradients(state.params, parts)
+        updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        return State(state.step + 1, params, opt_state), metrics
+
+    def compiled(self, state: State) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """`update`, which consumes its state, and `loss`, compiled for this state."""
+        kept = None
+        if self.mesh is not None:  # or XLA might move leaves between steps
+            kept = jax.tree.map(lambda x: x.sharding, state), None
+        update = jax.jit(self.update, donate_argnums=0, out_shardings=kept)
+        return update, jax.jit(self.loss)
+
+
+def make_mesh(axes: dict[str, int]) -> jax.sharding.Mesh | None:
+    """A mesh with the axes `data` and `fsdp`, or `None` for one device."""
+    if not axes:
+        return None
+    sizes = axes.get("data", 1), axes.get("fsdp", 1)
+    found = jax.devices()
+    if sizes[0] * sizes[1] > len(found):
+        raise ValueError(
+            f"mesh data={sizes[0]} fsdp={sizes[1]} needs {sizes[0] * sizes[1]} devices,"
+            f" there are {len(found)}."
+        )
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    devices = found[: sizes[0] * sizes[1]]
+    return jax.make_mesh(sizes, ("data", "fsdp"), axis_types=auto, devices=devices)
+
+
+def state_bytes(opt_state: Any) -> int:
+    """Bytes of the arrays that the optimizer really holds."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(opt_state))
