@@ -16,10 +16,10 @@ import numpy as np
 import optax
 from flax import nnx
 
+import common
 import galore_optax
 from galore_optax import subspace
 
-import common
 import data
 import demo
 from model import LLaMA

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+import common
 from galore_optax import subspace
 
-import common
 import data
 import demo
 from train import Run, train

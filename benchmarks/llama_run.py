@@ -13,11 +13,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import metrics
-from settings import Settings
-
 import common
+
+import metrics
 from model import Config
+from settings import Settings
 from train import Trainer
 
 BASE = {"corpus": "core", "tokens": 256, "batch": 16, "log_every": 10}

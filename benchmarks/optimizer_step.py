@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import galore_optax
-
 import common
+import galore_optax
 
 SIZES = {"60M": (512, 1376, 8), "130M": (768, 2048, 12)}  # width, hidden, layers
 VOCAB = 32_000

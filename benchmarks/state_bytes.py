@@ -11,10 +11,10 @@ import jax
 import optax
 from flax import nnx
 
+import common
 import galore_optax
 from galore_optax import galore, galore_adamw
 
-import common
 from model import Config, LLaMA
 
 RANK = 64

@@ -3,7 +3,7 @@
 
 The reference cuts and pads every document to 256 tokens (`pack=False`); packing reads
 the same documents without waste. Unlike the reference's shuffle buffer, whose contents
-cannot be restored, the order is that of the shards: C4's documents are shuffled already.
+cannot be restored, the order is that of the files: C4 is shuffled already.
 """
 
 import itertools
@@ -32,8 +32,8 @@ def documents(split: str, files: str | None = None) -> Any:
 
     Args:
       split: "train" or "validation".
-      files: a folder with local copies named as in C4, `c4-train.00000-of-01024.json.gz`
-        and `c4-validation...`; `None` streams from the hub.
+      files: a folder with local copies, `c4-train.00000-of-01024.json.gz` and so on;
+        `None` streams from the hub.
 
     Raises:
       FileNotFoundError: the folder holds no such file.

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from settings import Settings, differences, to_json
-from steps import State
 
 from model import Config
+from settings import Settings, differences, to_json
+from steps import State
 
 
 class Restored(NamedTuple):
@@ -71,9 +71,9 @@ class Checkpoints:
         found = differences(saved, run)
         if found:
             raise ValueError(
-                f"the checkpoint of step {self.latest} in {self._folder} is from another"
-                f" run: {'; '.join(found)}. Restore those settings, or choose another"
-                " out."
+                f"the checkpoint of step {self.latest} in {self._folder} is from"
+                f" another run: {'; '.join(found)}. Restore those settings, or"
+                " choose another out."
             )
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)),

@@ -3,7 +3,7 @@
 
     python hugging_face.py RUN FOLDER      exports the last checkpoint of a run
 
-Kernels here are (in, out) and stacked over layers, weights there (out, in), one a layer.
+Kernels here are (in, out), stacked over layers; weights there (out, in), one a layer.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def read(folder: Path, config: Config) -> Any:
     tensors: dict[str, np.ndarray] = {}
     for path in files:
         with safe_open(path, "numpy") as opened:
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
+            tensors |= {name: opened.get_tensor(name) for name in list(opened.keys())}
     return from_tensors(tensors, config)
 
 
@@ -114,8 +114,8 @@ def _tensor(
     found = tensors[name]
     if shape is not None and found.shape != shape:
         raise ValueError(
-            f"tensor '{name}' has shape {found.shape}, the model needs {shape}. Give the"
-            " config.json of those weights as the model."
+            f"tensor '{name}' has shape {found.shape}, the model needs {shape}. Give"
+            " the config.json of those weights as the model."
         )
     return found
 

@@ -20,31 +20,14 @@ import galore_optax
 
 # Everything in optax that turns a learning rate into a transformation.
 PLAIN: dict[str, Callable[..., optax.GradientTransformation]] = {
-    name: getattr(optax, name)
-    for name in [
-        "adabelief",
-        "adadelta",
-        "adafactor",
-        "adagrad",
-        "adam",
-        "adamax",
-        "adamaxw",
-        "adamw",
-        "adan",
-        "amsgrad",
-        "lamb",
-        "lars",
-        "lion",
-        "nadam",
-        "nadamw",
-        "novograd",
-        "radam",
-        "rmsprop",
-        "sgd",
-        "sign_sgd",
-        "sm3",
-        "yogi",
-    ]
+    function.__name__: function
+    for function in (
+        *(optax.adabelief, optax.adadelta, optax.adafactor, optax.adagrad, optax.adam),
+        *(optax.adamax, optax.adamaxw, optax.adamw, optax.adan, optax.amsgrad),
+        *(optax.lamb, optax.lars, optax.lion, optax.nadam, optax.nadamw),
+        *(optax.novograd, optax.radam, optax.rmsprop, optax.sgd, optax.sign_sgd),
+        *(optax.sm3, optax.yogi),
+    )
 }
 READY = {
     "galore_adamw": galore_optax.galore_adamw,

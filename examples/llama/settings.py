@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import optax
-import optimizers
 import tyro
-from corpora import CORPORA
-from steps import Program, make_mesh
 
+import optimizers
+from corpora import CORPORA
 from model import Config, Numerics
+from steps import Program, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Settings:
         devices, part = self.devices, self.batch // self.accumulation
         if part % devices:
             raise ValueError(
-                f"batch={self.batch} in {self.accumulation} parts leaves {part} sequences"
-                f" at a time, which {devices} devices cannot share evenly."
+                f"batch={self.batch} in {self.accumulation} parts leaves {part}"
+                f" sequences at a time, which {devices} devices cannot share evenly."
             )
         if self.tokens > self.config.max_tokens:
             raise ValueError(

@@ -87,7 +87,7 @@ class Program:
         return jax.device_put(parts, NamedSharding(self.mesh, spec))
 
     def loss(self, params: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cross-entropy, nats, summed over the predicted tokens of (B, T + 1); count."""
+        """Cross-entropy in nats, summed over predicted tokens of (B, T + 1); count."""
         model = nnx.merge(self.graphdef, nnx.State(params))
         labels = batch[:, 1:]  # (B, T)
         known = labels != PAD

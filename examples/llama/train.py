@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a LLaMA: `python train.py [SETTINGS.toml] [--steps 1000 --optimizer adamw ...]`.
+"""Trains a LLaMA: `python train.py [SETTINGS.toml] [--steps 1000 ...]`.
 
 Metrics, plot and checkpoints go to `--out`; a run that was interrupted goes on from its
 last checkpoint when the same command is given again.
@@ -11,18 +11,18 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import c4
-import hugging_face
 import jax
-import metrics
 import numpy as np
-from checkpoints import Checkpoints
-from settings import Settings, parse
-from steps import State, state_bytes
 from tqdm import tqdm
 
+import c4
 import data
+import hugging_face
+import metrics
+from checkpoints import Checkpoints
 from model import parameter_count
+from settings import Settings, parse
+from steps import State, state_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,8 @@ def open_text(run: Settings) -> Text:
     tokenizer = c4.tokenizer(run.tokenizer)
     if tokenizer.get_vocab_size() > vocab:
         raise ValueError(
-            f"tokenizer {run.tokenizer!r} has {tokenizer.get_vocab_size()} entries, model"
-            f" {run.model!r} has room for {vocab}. Take a config.json with that"
+            f"tokenizer {run.tokenizer!r} has {tokenizer.get_vocab_size()} entries,"
+            f" model {run.model!r} has room for {vocab}. Take a config.json with that"
             " vocab_size."
         )
     shape = tokenizer, run.tokens, run.batch, run.pack
@@ -71,7 +71,7 @@ def open_text(run: Settings) -> Text:
 
 
 def evaluate(loss: Any, params: Any, batches: Iterable[Any]) -> dict[str, float]:
-    """Token-weighted loss and perplexity; and the perplexity that the reference reports.
+    """Token-weighted loss and perplexity, and the perplexity the reference reports.
 
     The reference averages the means of n batches but divides by n + 1.
     """
@@ -177,7 +177,7 @@ class Trainer:
         self.bar.set_postfix({"loss": f"{found['loss']:.3f}", "tokens/s": speed})
 
     def _flops_per_token(self) -> float:
-        """6 a matrix parameter, forward and backward, and attention's 12 T D a layer."""
+        """6 a matrix parameter, and attention's 12 T D a layer."""
         config = self.run.config
         embedding = config.vocab * config.width
         matrices = parameter_count(self.state.params) - embedding
