@@ -8,6 +8,7 @@
 Any optimizer that `optax` exports is known by its name there.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -18,17 +19,19 @@ import optax
 
 import galore_optax
 
-# Everything in optax that turns a learning rate into a transformation.
-PLAIN: dict[str, Callable[..., optax.GradientTransformation]] = {
-    function.__name__: function
-    for function in (
-        *(optax.adabelief, optax.adadelta, optax.adafactor, optax.adagrad, optax.adam),
-        *(optax.adamax, optax.adamaxw, optax.adamw, optax.adan, optax.amsgrad),
-        *(optax.lamb, optax.lars, optax.lion, optax.nadam, optax.nadamw),
-        *(optax.novograd, optax.radam, optax.rmsprop, optax.sgd, optax.sign_sgd),
-        *(optax.sm3, optax.yogi),
-    )
-}
+
+def _plain() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    """Everything in optax whose first argument is a learning rate."""
+    found = {}
+    for name, value in vars(optax).items():
+        if inspect.isfunction(value) or isinstance(value, functools.partial):
+            parameters = inspect.signature(value).parameters
+            if next(iter(parameters), None) == "learning_rate":
+                found[name] = value
+    return found
+
+
+PLAIN = _plain()
 READY = {
     "galore_adamw": galore_optax.galore_adamw,
     "galore_adafactor": galore_optax.galore_adafactor,
