@@ -4,7 +4,7 @@
 The recorded run of `examples/llama/README.md`: the 9M configuration, one seed. Every
 run goes on from its checkpoint, so an interrupted benchmark continues where it stopped.
 
-    python benchmarks/llama_run.py [--model 9m --steps 700 --grid-steps 100]
+    python benchmarks/llama_run.py [--model 9m --steps 450 --grid-steps 60]
 """
 
 import argparse
@@ -58,8 +58,8 @@ def settings(choice: dict[str, Any], arguments: Any, steps: int, out: Path) -> S
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="9m")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--grid-steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--grid-steps", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("out/llama_run"))
     arguments = parser.parse_args()
     grid, runs = {}, {}

@@ -10,6 +10,7 @@ Any optimizer that `optax` exports is known by its name there.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
@@ -19,14 +20,17 @@ import optax
 
 import galore_optax
 
+# Needs more than gradients, deprecated, parts of optimizers.
+_LEFT_OUT = re.compile("lbfgs$|optimistic_adam$|scale_by_|_")
+
 
 def _plain() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """Everything in optax whose first argument is a learning rate."""
     found = {}
-    for name, value in vars(optax).items():
+    for name, value in sorted(vars(optax).items()):
         if inspect.isfunction(value) or isinstance(value, functools.partial):
-            parameters = inspect.signature(value).parameters
-            if next(iter(parameters), None) == "learning_rate":
+            first = next(iter(inspect.signature(value).parameters), None)
+            if first == "learning_rate" and not _LEFT_OUT.match(name):
                 found[name] = value
     return found
 
@@ -77,7 +81,11 @@ def make(
 def options_of(name: str) -> list[str]:
     """The options that an optimizer takes."""
     if name not in names():
-        raise ValueError(_unknown("optimizer", name, names(), ""))
+        near = _near(name, names())
+        raise ValueError(
+            f"unknown optimizer {name!r}.{near} Known: {', '.join(PLAIN)}, and each of"
+            f" these with {_PREFIX} before it."
+        )
     if name in READY or name in PLAIN:
         return _parameters((READY | PLAIN)[name])
     return _GALORE + _parameters(PLAIN[name.removeprefix(_PREFIX)])
@@ -97,9 +105,13 @@ def _subspace(name: Any) -> Any:
 
 
 def _unknown(kind: str, name: str, known: list[str], where: str) -> str:
+    near = _near(name, known)
+    return f"unknown {kind} {name!r}{where}.{near} Known: {', '.join(known)}."
+
+
+def _near(name: str, known: list[str]) -> str:
     near = get_close_matches(name, known, n=3)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"unknown {kind} {name!r}{where}.{hint} Known: {', '.join(known)}."
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def matrices_of_layers(tree: Any) -> Any:

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model against Hugging Face's, the table of sizes, and the way there and back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import hugging_face
+from model import Config, LLaMA, Numerics, parameter_count
+
+SMALL = Config(vocab=100, width=32, hidden=48, layers=3, heads=4, max_tokens=64)
+PLAIN = Numerics()
+MILLIONS = {
+    "60m": 58.07,
+    "130m": 134.11,
+    "350m": 367.97,
+    "1b": 1339.08,
+    "7b": 6738.42,
+}
+
+
+def params_of(config: Config, seed: int = 0) -> Any:
+    """Weights large enough that every part of the model matters."""
+    state = nnx.state(LLaMA(config, nnx.Rngs(seed)), nnx.Param)
+    keys = iter(jax.random.split(jax.random.key(seed), 99))
+    return jax.tree.map(
+        lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape),
+        nnx.to_pure_dict(state),
+    )
+
+
+def logits(params: Any, tokens: Any, numerics: Numerics = PLAIN) -> Any:
+    model = nnx.eval_shape(lambda: LLaMA(SMALL, nnx.Rngs(0), numerics))
+    graphdef, _ = nnx.split(model, nnx.Param)
+    return nnx.merge(graphdef, nnx.State(params))(jnp.asarray(tokens))
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_parameter_counts_are_the_papers(name: str) -> None:
+    model = nnx.eval_shape(lambda: LLaMA(Config.load(name), nnx.Rngs(0)))
+    count = parameter_count(nnx.state(model, nnx.Param))
+    assert round(count / 1e6, 2) == MILLIONS[name]
+
+
+def test_every_config_loads() -> None:
+    for path in (Path(hugging_face.__file__).parent / "configs").glob("*.json"):
+        assert Config.load(path.stem).to_hugging_face() == json.loads(path.read_text())
+
+
+def test_logits_equal_those_of_transformers(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    params = params_of(SMALL)
+    hugging_face.write(tmp_path, params, SMALL)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    tokens = np.random.default_rng(0).integers(0, 100, (2, 64))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    found = logits(params, tokens)
+    assert np.std(expected) > 0.5  # or 1e-4 would say little
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_weights_of_transformers_are_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = transformers.LlamaConfig(**SMALL.to_hugging_face())
+    theirs = transformers.LlamaForCausalLM(sizes).eval()
+    theirs.save_pretrained(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 100, (2, 16))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    config = Config.load(str(tmp_path / "config.json"))
+    assert config == SMALL
+    found = logits(hugging_face.read(tmp_path, config), tokens)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    params = params_of(SMALL)
+    hugging_face.write(tmp_path, params, SMALL)
+    back = hugging_face.read(tmp_path, SMALL)
+    jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(params))
+
+
+def test_future_tokens_do_not_matter() -> None:
+    params, tokens = params_of(SMALL), np.arange(20).reshape(1, 20)
+    changed = np.where(np.arange(20) < 12, tokens, 50)
+    one, two = logits(params, tokens), logits(params, changed)
+    np.testing.assert_array_equal(one[:, :12], two[:, :12])
+    assert not np.allclose(one[:, 12:], two[:, 12:])
+
+
+def test_rematerialisation_changes_no_gradient() -> None:
+    params, tokens = params_of(SMALL), np.arange(24).reshape(2, 12)
+
+    def gradient(numerics: Numerics) -> Any:
+        return jax.grad(lambda p: logits(p, tokens, numerics).std())(params)
+
+    plain, again = gradient(Numerics()), gradient(Numerics(remat=True))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * float(jnp.abs(a).max()) + 1e-9)
+
+
+def test_bfloat16_computes_what_float32_does() -> None:
+    params, tokens = params_of(SMALL), np.arange(24).reshape(2, 12)
+    low = logits(params, tokens, Numerics(compute="bfloat16"))
+    assert low.dtype == jnp.bfloat16
+    exact = logits(params, tokens)
+    # Three layers of roundings of 2^-9 in products of 32 terms.
+    assert np.abs(low - exact).mean() < 0.02 * np.std(exact)
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="Did you mean '130m'"):
+        Config.load("130n")
+    with pytest.raises(ValueError, match="hidden_size=30 must be a multiple"):
+        Config(vocab=100, width=30, hidden=48, layers=3, heads=4, max_tokens=64)
+    grouped = SMALL.to_hugging_face() | {"num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(grouped))
+    with pytest.raises(ValueError, match="num_key_value_heads=2"):
+        Config.load(str(tmp_path / "config.json"))
+    with pytest.raises(FileNotFoundError, match=r"no \*\.safetensors"):
+        hugging_face.read(tmp_path, SMALL)
+    tensors = hugging_face.to_tensors(params_of(SMALL), SMALL)
+    missing = {k: v for k, v in tensors.items() if "layers.2.mlp.up" not in k}
+    with pytest.raises(ValueError, match=r"'model.layers.2.mlp.up_proj.weight' is mis"):
+        hugging_face.from_tensors(missing, SMALL)
+    tensors["lm_head.weight"] = np.ones((7, 32))
+    with pytest.raises(ValueError, match=r"'lm_head.weight' has shape \(7, 32\)"):
+        hugging_face.from_tensors(tensors, SMALL)

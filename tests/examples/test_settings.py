@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run may be told, and what it refuses to be told."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import optimizers
+import settings
+from settings import Settings
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "optimizer": ({"optimizer": "galor_adamw"}, "Did you mean 'galore_adamw'"),
+    "option": ({"options": ("rnak=3",)}, "'rnak' of 'galore_adamw'. Did you mean 'ra"),
+    "form": ({"options": ("rank",)}, "'rank' is not of the form name=value"),
+    "rank": ({"options": ("rank=0",)}, "rank=0 must be a positive int"),
+    "subspace": ({"options": ("subspace=svdd",)}, "Did you mean 'svd'"),
+    "accumulation": ({"batch": 6, "accumulation": 4}, "batch=6 cannot be divided"),
+    "mesh": ({"batch": 6, "mesh": ("data=4",)}, "leaves 6\\s+sequences at a time"),
+    "axis": ({"mesh": ("model=4",)}, "write data=N, fsdp=N or both"),
+    "tokens": ({"tokens": 256}, "tokens=256 is more than the 128"),
+    "model": ({"model": "130n"}, "Did you mean '130m'"),
+    "corpus": ({"corpus": "pile"}, "known: prose, core, c4"),
+    "steps": ({"steps": 0}, "steps=0 must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_anything_is_loaded(case: str) -> None:
+    changes, message = REFUSED[case]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Settings(**changes)
+
+
+def test_too_few_devices_are_said() -> None:
+    with pytest.raises(ValueError, match="needs 64 devices, there are"):
+        Settings(batch=64, mesh=("data=64",)).program()
+
+
+def test_file_then_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'model = "9m"\ntokens = 256\nsteps = 7\n'
+        "[options]\nrank = 8\nproj_type = 'left'\n[mesh]\ndata = 2\n"
+    )
+    run = settings.parse([str(path), "--steps", "9", "--remat", "--out", "elsewhere"])
+    assert (run.model, run.steps, run.remat) == ("9m", 9, True)
+    assert run.options == ("rank=8", "proj_type=left")
+    assert run.axes == {"data": 2}
+    assert run.out == Path("elsewhere")
+    given = ["--options", "rank=4", "stagger=True", "--optimizer", "galore_lion"]
+    assert settings.parse(given).options == ("rank=4", "stagger=True")
+
+
+def test_unknown_words_are_refused_with_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("step = 7\n")
+    with pytest.raises(ValueError, match="unknown setting 'step'"):
+        settings.parse([str(path)])
+    with pytest.raises(SystemExit):
+        settings.parse(["--step", "7"])
+    assert "--steps" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_every_optimizer_takes_a_step(name: str) -> None:
+    params = {"layers": {"q": {"kernel": jnp.ones((2, 8, 12))}}, "norm": jnp.ones(4)}
+    options = {"rank": 2} if name.startswith("galore_") else {}
+    needs_key = {"key": 0} if "key" in optimizers.options_of(name) else {}
+    tx = optimizers.make(name, 1e-3, options | needs_key)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+def test_differences_name_what_changed() -> None:
+    saved = settings.to_json(Settings())
+    assert not settings.differences(saved, Settings(out=Path("other"), keep=9))
+    changed = Settings(learning_rate=1.0, model="9m", tokens=64)
+    found = settings.differences(saved, changed)
+    assert "learning_rate was 0.005, is 1.0" in found
+    assert "model.vocab was 2048, is 32000" in found
+
+
+def test_matrix_rate_scales_matrices_alone() -> None:
+    params = {"layers": {"q": {"kernel": jnp.ones((2, 4, 4))}}, "norm": jnp.ones(4)}
+    sgd = {"optimizer": "sgd", "options": (), "clip": 0.0, "warmup": 0.0}
+    one, half = (
+        Settings(**sgd, matrix_rate=rate).transformation() for rate in (1.0, 0.5)
+    )
+    (a, _), (b, _) = (tx.update(params, tx.init(params), params) for tx in (one, half))
+    assert jnp.allclose(0.5 * a["layers"]["q"]["kernel"], b["layers"]["q"]["kernel"])
+    assert jnp.allclose(a["norm"], b["norm"])
