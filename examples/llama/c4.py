@@ -63,7 +63,7 @@ class Documents:
         self._tokens, self._batch, self._pack = tokens, batch, pack
         self._end = tokenizer.token_to_id("</s>")
         self._rest: list[int] = []  # packed: what the last window left over
-        self._epoch = 0
+        self._start = source.state_dict()
         self._documents = iter(source)
 
     def __next__(self) -> np.ndarray:
@@ -71,14 +71,16 @@ class Documents:
 
     def state(self) -> dict[str, Any]:
         return {
-            "epoch": self._epoch,
             "rest": list(self._rest),
             "source": self._source.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._epoch, self._rest = state["epoch"], list(state["rest"])
-        self._source.load_state_dict(state["source"])
+        self._rest = list(state["rest"])
+        self._begin(state["source"])
+
+    def _begin(self, position: dict[str, Any]) -> None:
+        self._source.load_state_dict(position)
         self._documents = iter(self._source)
 
     def _windows(self) -> Iterator[np.ndarray]:
@@ -106,8 +108,7 @@ class Documents:
     def _next_text(self) -> str:
         for document in self._documents:
             return document["text"]
-        self._epoch += 1
-        self._documents = iter(self._source)
+        self._begin(self._start)  # the next epoch
         return next(self._documents)["text"]
 
 

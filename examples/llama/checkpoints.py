@@ -33,6 +33,7 @@ class Checkpoints:
             max_to_keep=keep, enable_async_checkpointing=True
         )
         self._folder = folder.absolute()
+        self._begun: int | None = None
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     @property
@@ -48,13 +49,10 @@ class Checkpoints:
             data=ocp.args.JsonSave(data),
             settings=ocp.args.JsonSave(to_json(run)),
         )
+        self._finish()
+        self._begun = step
         with self._clear_errors(step):
             self._manager.save(step, args=items)
-
-    def wait(self) -> None:
-        """Until what was begun is written."""
-        with self._clear_errors(self.latest):
-            self._manager.wait_until_finished()
 
     def restore(self, like: State, run: Settings) -> Restored:
         """The last good checkpoint.
@@ -83,7 +81,13 @@ class Checkpoints:
         return Restored(State(*restored["state"]), restored["data"])
 
     def close(self) -> None:
+        """Waits until what was begun is written."""
+        self._finish()
         self._manager.close()
+
+    def _finish(self) -> None:
+        with self._clear_errors(self._begun):
+            self._manager.wait_until_finished()
 
     def _clear_errors(self, step: int | None) -> "_ClearErrors":
         return _ClearErrors(self._folder, step)

@@ -19,7 +19,7 @@ class Log:
         self.records = [r for r in read(self.path) if r["step"] <= resumed_at]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(r) + "\n" for r in self.records))
-        self._file = partial.rename(self.path).open("a")
+        partial.rename(self.path)
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -30,14 +30,13 @@ class Log:
     def write(self, step: int, **values: Any) -> None:
         record = {"step": step, **values}
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
         if self._board:
             self._board.close()
 

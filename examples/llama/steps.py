@@ -59,7 +59,16 @@ class Program:
         return jax.jit(make, out_shardings=shardings)()
 
     def init(self, params: Any) -> State:
-        return State(jnp.int32(0), params, self.tx.init(params))
+        state = State(jnp.int32(0), params, self.tx.init(params))
+        if self.mesh is None:
+            return state
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+        def spread(x: jax.Array) -> jax.Array:
+            placed = isinstance(x.sharding, NamedSharding)
+            return x if placed else jax.device_put(x, everywhere)
+
+        return jax.tree.map(spread, state)
 
     def place(self, params: Any) -> Any:
         """Host arrays as parameters on the mesh, in the dtype of the run."""
@@ -74,8 +83,9 @@ class Program:
         size = self.mesh.shape["fsdp"]
         axes = [a for a in range(leaf.ndim) if leaf.shape[a] % size == 0]
         spec: list[str | None] = [None] * leaf.ndim
-        if axes and leaf.size >= 2**10:  # norms are not worth gathering
-            spec[max(axes, key=lambda axis: leaf.shape[axis])] = "fsdp"
+        if axes:
+            # Of equal ones the last: GaLore keeps the output axis of a square matrix.
+            spec[max(axes, key=lambda axis: (leaf.shape[axis], axis))] = "fsdp"
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
     def put(self, batch: np.ndarray) -> jax.Array:
@@ -120,7 +130,7 @@ class Program:
         loss, gradients = self.gradients(state.params, parts)
         updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         return State(state.step + 1, params, opt_state), metrics
 
     def compiled(self, state: State) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -5,6 +5,7 @@ Metrics, plot and checkpoints go to `--out`; a run that was interrupted goes on 
 last checkpoint when the same command is given again.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -19,7 +20,7 @@ import c4
 import data
 import hugging_face
 import metrics
-from checkpoints import Checkpoints
+from checkpoints import Checkpoints, SaveError
 from model import parameter_count
 from settings import Settings, parse
 from steps import State, state_bytes
@@ -133,6 +134,22 @@ class Trainer:
 
     def train(self) -> Result:
         """Every step that is left."""
+        try:
+            self._steps()
+        except BaseException:
+            with contextlib.suppress(SaveError):  # what failed first matters
+                self.close()
+            raise
+        self.close()
+        return self._result()
+
+    def close(self) -> None:
+        """Waits until the last checkpoint is written."""
+        self.log.close()
+        if self.checkpoints:
+            self.checkpoints.close()
+
+    def _steps(self) -> None:
         interval = Interval(compiles=True)
         for step in self._bar():
             batch = self.program.put(next(self.text.train))
@@ -143,7 +160,6 @@ class Trainer:
                 self._evaluate(step)
                 self._save(step)
                 interval = Interval(compiles=False)
-        return self._finish()
 
     def _bar(self) -> tqdm:
         steps, total = range(self.first + 1, self.run.steps + 1), self.run.steps
@@ -193,11 +209,7 @@ class Trainer:
             position = self.text.train.state()
             self.checkpoints.save(step, self.state, position, self.run)
 
-    def _finish(self) -> Result:
-        if self.checkpoints:
-            self.checkpoints.wait()
-            self.checkpoints.close()
-        self.log.close()
+    def _result(self) -> Result:
         records = self.log.records
         if records:
             metrics.plot(
@@ -219,8 +231,11 @@ def _memory() -> dict[str, int]:
 
 
 def main() -> None:
-    run = parse()
-    result = Trainer(run).train()
+    try:
+        run = parse()
+        result = Trainer(run).train()
+    except (ValueError, OSError, SaveError) as error:
+        raise SystemExit(f"error: {error}") from error
     print(f"{parameter_count(result.state.params):,} parameters,", end=" ")
     print(f"{result.state_bytes:,} bytes of optimizer state,", end=" ")
     print(f"{result.tokens_per_second:,.0f} tokens/s")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run of a tiny model on files in C4's format."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax
 import numpy as np
 
 from settings import Settings
+from train import Trainer
 
 LLAMA = Path(__file__).resolve().parents[2] / "examples" / "llama"
 
@@ -37,3 +40,13 @@ def assert_same_bits(one: Any, two: Any) -> None:
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
     for number, (a, b) in enumerate(leaves):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), f"leaf {number}")
+
+
+@contextlib.contextmanager
+def opened(run: Settings) -> Iterator[Trainer]:
+    """A run as it stands, without a further step."""
+    trainer = Trainer(run)
+    try:
+        yield trainer
+    finally:
+        trainer.close()
