@@ -1,17 +1,22 @@
 # Two commands do everything on a machine with python3.11, its venv module and make:
 #   make demo    sets up, then trains a small LLaMA on real text and shows the result
 #   make test    sets up, then runs the tests
+# and one more what takes longer, or compares with other libraries:
+#   make test-slow
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-slow lint format bench clean
 
 demo: .venv/examples
 	$(BIN)/python examples/llama/demo.py $(ARGS)
 
 test: .venv/tests
 	$(BIN)/python -m pytest -n 2 -q $(ARGS)
+
+test-slow: .venv/parity
+	$(BIN)/python -m pytest -n 2 -q -m slow $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

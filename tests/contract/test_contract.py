@@ -47,7 +47,16 @@ TRANSFORMATIONS = {
     "chain": _chained,
 }
 
-every = pytest.mark.parametrize("make", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
+# Variants whose properties the others cover all but certainly.
+SLOW = {f"galore(adam), {name}" for name in ("eigh", "randomized", "random")}
+
+every = pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name, make in TRANSFORMATIONS.items()
+    ],
+)
 
 
 def params(dtype: Any = jnp.float32) -> Any:

@@ -53,6 +53,7 @@ def test_every_config_loads() -> None:
         assert Config.load(path.stem).to_hugging_face() == json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_logits_equal_those_of_transformers(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -67,6 +68,7 @@ def test_logits_equal_those_of_transformers(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_of_transformers_are_read(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

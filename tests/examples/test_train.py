@@ -193,6 +193,7 @@ def test_a_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert [r["step"] for r in metrics.read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_tensorboard(files: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     Trainer(tiny(files, tmp_path, steps=2, eval_every=0, tensorboard=True)).train()
