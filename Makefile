@@ -31,7 +31,9 @@ bench: .venv/examples
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/blas_threads.py
 	$(BIN)/python benchmarks/captured_energy.py
+	$(BIN)/python benchmarks/demo_table.py
 	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/llama_run.py
 	$(BIN)/python benchmarks/state_bytes.py
 
 .venv/bin/python:

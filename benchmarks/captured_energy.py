@@ -9,21 +9,19 @@ is divided by that of the exact basis, for every matrix of every stacked leaf.
 """
 
 import argparse
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from flax import nnx
 
 import common
 import galore_optax
 from galore_optax import subspace
 
-import data
 import demo
-from model import LLaMA
-from train import Run, cosine, loss_fn, train_step
+from train import open_text
 
 METHODS = {
     "power(steps=1)": subspace.power(steps=1),
@@ -50,37 +48,32 @@ def energies(
     return {path: np.asarray(energy) for path, energy in found.items()}
 
 
-def galore_state(optimizer: nnx.Optimizer) -> galore_optax.GaLoreState:
+def galore_state(opt_state: Any) -> galore_optax.GaLoreState:
     def is_state(node: Any) -> bool:
         return isinstance(node, galore_optax.GaLoreState)
 
-    nodes = jax.tree.leaves(nnx.as_pure(optimizer.opt_state), is_leaf=is_state)
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
     return next(node for node in nodes if is_state(node))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=Run.steps)
+    parser.add_argument("--steps", type=int, default=demo.GALORE.steps)
     parser.add_argument("--gap", type=int, default=demo.GAP)
     arguments = parser.parse_args()
-    run = Run(steps=arguments.steps)
-    corpus = data.load(run.model.vocab)
-    model = LLaMA(run.model, nnx.Rngs(run.seed))
-    tx = galore_optax.chain(
-        optax.clip_by_global_norm(1.0),
-        galore_optax.galore(rank=demo.RANK, update_proj_gap=arguments.gap),
-        optax.adamw(cosine(1e-2, run.steps), weight_decay=0.01),
-    )
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    gradients_of = nnx.jit(nnx.grad(loss_fn))
-    batches = corpus.windows(run.model.max_tokens, run.batch, run.seed)
+    options = (f"rank={demo.RANK}", f"update_proj_gap={arguments.gap}")
+    run = dataclasses.replace(demo.GALORE, options=options, steps=arguments.steps)
+    program, text = run.program(), open_text(run)
+    state = program.init(program.init_params(run.seed))
+    update, _ = program.compiled(state)
+    gradients_of = jax.jit(program.gradients)
     rows = []
     for step in range(run.steps):
-        window = next(batches)
+        batch = program.put(next(text.train))
         if step % arguments.gap == 0:
-            gradients = nnx.as_pure(gradients_of(model, window))
-            rows += measure(step, galore_state(optimizer), gradients)
-        train_step(model, optimizer, window)
+            _, gradients = gradients_of(state.params, batch)
+            rows += measure(step, galore_state(state.opt_state), gradients)
+        state, _ = update(state, batch)
     common.write(f"captured_energy_gap{arguments.gap}", summary(rows))
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
 
 import common
 import galore_optax
 from galore_optax import galore, galore_adamw
 
-from model import Config, LLaMA
+import demo
 
 RANK = 64
 SPELLINGS = {
@@ -38,7 +37,7 @@ def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    params = nnx.as_pure(nnx.state(LLaMA(Config(), nnx.Rngs(0)), nnx.Param))
+    params = demo.ADAMW.program().init_params(0)
     found = {name: state_bytes(make(), params) for name, make in SPELLINGS.items()}
     for name, size in found.items():
         print(f"{name:54} {size:>12,} bytes")

@@ -57,9 +57,15 @@ class Documents:
     """Endless batches of tokenised documents."""
 
     def __init__(
-        self, source: Any, tokenizer: Tokenizer, tokens: int, batch: int, pack: bool
+        self,
+        source: Any,
+        tokenizer: Tokenizer,
+        vocab: int,
+        tokens: int,
+        batch: int,
+        pack: bool,
     ):
-        self._source, self._tokenizer = source, tokenizer
+        self._source, self._tokenizer, self._vocab = source, tokenizer, vocab
         self._tokens, self._batch, self._pack = tokens, batch, pack
         self._end = tokenizer.token_to_id("</s>")
         self._rest: list[int] = []  # packed: what the last window left over
@@ -102,6 +108,12 @@ class Documents:
 
     def _ids(self) -> list[int]:
         ids = self._tokenizer.encode(self._next_text()).ids
+        # Not the tokenizer's size: T5's has 100 more than the models, never in text.
+        if max(ids, default=0) >= self._vocab:
+            raise ValueError(
+                f"the tokenizer made token {max(ids)}, but the model has room for"
+                f" {self._vocab}. Take a config.json with a larger vocab_size."
+            )
         ends = self._end is None or ids[-1:] == [self._end]
         return ids if ends else [*ids, self._end]
 
@@ -110,11 +122,3 @@ class Documents:
             return document["text"]
         self._begin(self._start)  # the next epoch
         return next(self._documents)["text"]
-
-
-def validation_batches(
-    source: Any, tokenizer: Tokenizer, tokens: int, batch: int, pack: bool, count: int
-) -> list[np.ndarray]:
-    """The first `count` batches of held-out documents, always the same."""
-    stream = Documents(source, tokenizer, tokens, batch, pack)
-    return [next(stream) for _ in range(count)]

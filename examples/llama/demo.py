@@ -7,12 +7,11 @@ grid by `benchmarks/demo_seeds.py`. Prints a table and writes `out/demo.png`.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import metrics
 from settings import Settings
-from train import Result, Trainer, open_text
+from train import Result, Trainer
 
 RANK = 64  # a quarter of the width
 GAP = 50
@@ -46,27 +45,29 @@ def table(results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
+def compare(steps: int, seed: int, out: Path) -> dict[str, Result]:
+    """Trains with each optimizer, prints the table and draws the curves."""
+    results = {}
+    for name, settings in RUNS.items():
+        run = dataclasses.replace(
+            settings, steps=steps, seed=seed, out=out / settings.optimizer
+        )
+        results[name] = Trainer(run, name=name).train()
+    print(f"\n{table(results)}\n")
+    records = {name: result.records for name, result in results.items()}
+    title = "Small LLaMA on English prose: validation (dots) and training loss"
+    metrics.plot(records, out / "demo.png", title)
+    print(f"loss curves: {out / 'demo.png'}")
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=ADAMW.steps)
     parser.add_argument("--seed", type=int, default=ADAMW.seed)
     parser.add_argument("--out", type=Path, default=Path("out"))
     arguments = parser.parse_args()
-    results = {}
-    for name, settings in RUNS.items():
-        run = dataclasses.replace(
-            settings,
-            steps=arguments.steps,
-            seed=arguments.seed,
-            out=arguments.out / settings.optimizer,
-        )
-        results[name] = Trainer(run, open_text(run), name).train()
-    print(f"\n{table(results)}\n")
-    records = {name: result.records for name, result in results.items()}
-    title = "Small LLaMA on English prose: validation (dots) and training loss"
-    metrics.plot(records, arguments.out / "demo.png", title)
-    (arguments.out / "demo.json").write_text(json.dumps(records, indent=1))
-    print(f"loss curves: {arguments.out / 'demo.png'}")
+    compare(arguments.steps, arguments.seed, arguments.out)
 
 
 if __name__ == "__main__":

@@ -143,9 +143,10 @@ def test_duplicates_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stream(files: Path, **options: Any) -> c4.Documents:
-    shape: dict[str, Any] = {"tokens": 16, "batch": 3, "pack": True} | options
+    shape: dict[str, Any] = {"vocab": 300, "tokens": 16, "batch": 3, "pack": True}
     tokenizer = c4.tokenizer(str(files / "tokenizer.json"))
-    return c4.Documents(c4.documents("train", str(files)), tokenizer, **shape)
+    source = c4.documents("train", str(files))
+    return c4.Documents(source, tokenizer, **(shape | options))
 
 
 def ids(files: Path) -> list[list[int]]:
@@ -179,6 +180,11 @@ def test_c4_resumes_where_it_stood(files: Path, pack: bool, before: int) -> None
     two.restore(json.loads(json.dumps(one.state())))
     for _ in range(110):
         np.testing.assert_array_equal(next(one), next(two))
+
+
+def test_a_token_that_the_model_has_no_room_for(files: Path) -> None:
+    with pytest.raises(ValueError, match="the model has room for 50"):
+        next(stream(files, vocab=50))
 
 
 def test_c4_files_that_are_not_there(tmp_path: Path) -> None:
