@@ -3,9 +3,11 @@
 
 import importlib.metadata
 
+from galore_optax import codes as codes
 from galore_optax import subspace as subspace
 from galore_optax._adafactor import galore_adafactor as galore_adafactor
 from galore_optax._adamw import galore_adamw as galore_adamw
+from galore_optax._adamw import galore_adamw8bit as galore_adamw8bit
 from galore_optax._chain import chain as chain
 from galore_optax._config import STATIC_ARGS as STATIC_ARGS
 from galore_optax._describe import describe as describe
@@ -14,6 +16,7 @@ from galore_optax._energy import captured_energy as captured_energy
 from galore_optax._galore import galore as galore
 from galore_optax._matrices import Leaf as Leaf
 from galore_optax._multi_steps import MultiSteps as MultiSteps
+from galore_optax._quantized import quantized as quantized
 from galore_optax._refresh import Refresh as Refresh
 from galore_optax._schedule import refresh_schedule as refresh_schedule
 from galore_optax._state import GaLoreState as GaLoreState

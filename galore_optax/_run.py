@@ -165,7 +165,7 @@ class _Run:
         """Which leaves of the state change shape with the coordinates."""
         values: list[Any] = list(self.frame.cast(self.params.values))
         for matrix in self.frame.plan.projected:
-            values[matrix.position] = _one_larger(_leaves(self.params, params), matrix)
+            values[matrix.position] = _twice(_leaves(self.params, params), matrix)
         now = jax.eval_shape(self.init, params)
         then = jax.eval_shape(self.init, self._inner_tree(values))
         return jax.tree.map(lambda a, b: a.shape != b.shape, now, then)
@@ -187,6 +187,7 @@ class _Run:
         )
 
 
-def _one_larger(leaves: list[jax.Array], matrix: Matrix) -> jax.ShapeDtypeStruct:
+def _twice(leaves: list[jax.Array], matrix: Matrix) -> jax.ShapeDtypeStruct:
+    """Another shape, which whatever divides the sizes of this one divides too."""
     leaf = leaves[matrix.position]
-    return jax.ShapeDtypeStruct(tuple(size + 1 for size in leaf.shape), leaf.dtype)
+    return jax.ShapeDtypeStruct(tuple(2 * size for size in leaf.shape), leaf.dtype)

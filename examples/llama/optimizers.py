@@ -38,6 +38,7 @@ def _plain() -> dict[str, Callable[..., optax.GradientTransformation]]:
 PLAIN = _plain()
 READY = {
     "galore_adamw": galore_optax.galore_adamw,
+    "galore_adamw8bit": galore_optax.galore_adamw8bit,
     "galore_adafactor": galore_optax.galore_adafactor,
 }
 _PREFIX = "galore_"
@@ -57,7 +58,7 @@ def make(
     Args:
       name: one of `names()`.
       learning_rate: number or schedule.
-      options: keyword arguments; a subspace method is given by its name.
+      options: keyword arguments; subspace methods and codes are given by their names.
 
     Raises:
       ValueError: an unknown name or option; the nearest known ones are offered.
@@ -66,8 +67,8 @@ def make(
     for option in options:
         if option not in known:
             raise ValueError(_unknown("option", option, known, f" of {name!r}"))
-    if "subspace" in options:
-        options = options | {"subspace": _subspace(options["subspace"])}
+    for option in {"subspace", "code"} & set(options):
+        options = options | {option: _method(option, options[option])}
     if name in READY:
         return READY[name](learning_rate, **options)
     if name in PLAIN:
@@ -95,13 +96,15 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
     return [p for p in inspect.signature(function).parameters if p != "learning_rate"]
 
 
-def _subspace(name: Any) -> Any:
+def _method(option: str, name: Any) -> Any:
+    """A subspace method or a code, by its name."""
     if not isinstance(name, str):
         return name
-    methods = [x for x in vars(galore_optax.subspace) if not x.startswith("_")]
+    module = {"subspace": galore_optax.subspace, "code": galore_optax.codes}[option]
+    methods = [x for x in vars(module) if x.islower() and not x.startswith("_")]
     if name not in methods:
-        raise ValueError(_unknown("subspace method", name, methods, ""))
-    return getattr(galore_optax.subspace, name)()
+        raise ValueError(_unknown(f"{option} method", name, methods, ""))
+    return getattr(module, name)()
 
 
 def _unknown(kind: str, name: str, known: list[str], where: str) -> str:

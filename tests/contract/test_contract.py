@@ -45,6 +45,12 @@ TRANSFORMATIONS = {
     "galore_adamw": lambda: go.galore_adamw(LR, rank=4, update_proj_gap=2),
     "galore_adafactor": lambda: go.galore_adafactor(LR, rank=4, b1=0.9),
     "chain": _chained,
+    "quantized(adam)": lambda: go.quantized(
+        optax.adam(LR), code=go.codes.companded(min_size=64)
+    ),
+    "galore_adamw8bit": lambda: go.galore_adamw8bit(
+        LR, rank=4, code=go.codes.dynamic(block=32, min_size=64)
+    ),
 }
 
 # Variants whose properties the others cover all but certainly.
