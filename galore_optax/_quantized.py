@@ -81,7 +81,7 @@ def quantized(
     def init(params: Any) -> Any:
         state = inner.init(params)
         if isinstance(params, Placeholder):
-            return state
+            return storage.unlabelled(state)
         stored = storage.encode(state)
         if not any(map(_is_coded, jax.tree.leaves(stored, is_leaf=_is_coded))):
             raise ValueError(_nothing_coded(state, moments))
@@ -91,10 +91,20 @@ def quantized(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         full = storage.decode(state)
-        updates, new = inner.update(updates, full, params, **extra_args)
-        return updates, storage.encode(new)
+        found, new = inner.update(updates, full, params, **extra_args)
+        return _as_usual(found, updates, params), storage.encode(new)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _as_usual(found: Any, updates: Any, params: Any) -> Any:
+    """In the dtypes that moments of the dtype of params would have led to."""
+    others = (updates,) if params is None else (updates, params)
+
+    def cast(x: Any, *like: Any) -> Any:
+        return x.astype(jnp.result_type(*like))
+
+    return jax.tree.map(cast, found, *others)
 
 
 def _is_coded(node: Any) -> bool:
@@ -127,6 +137,17 @@ class _Storage:
             return self._store(path, x, sign == "signed") if moment else x
 
         return jax.tree_util.tree_map_with_path(one, state)
+
+    def unlabelled(self, state: Any) -> Any:
+        """For `optax.tree.map_params`: stored moments are not shaped like params."""
+
+        def one(path: tuple[Any, ...], x: Any) -> Any:
+            return jnp.zeros([]) if self.sign(path) else x
+
+        def is_leaf(x: Any) -> bool:
+            return isinstance(x, Placeholder)
+
+        return jax.tree_util.tree_map_with_path(one, state, is_leaf=is_leaf)
 
     def decode(self, state: Any) -> Any:
         """The inverse of `encode`, up to rounding."""
