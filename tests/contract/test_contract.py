@@ -53,8 +53,11 @@ TRANSFORMATIONS = {
     ),
 }
 
-# Variants whose properties the others cover all but certainly.
-SLOW = {f"galore(adam), {name}" for name in ("eigh", "randomized", "random")}
+# A row takes a minute; these differ least from the others.
+SLOW = {
+    *("galore(sgd)", "galore(lion)", "galore(adam), full"),
+    *(f"galore(adam), {name}" for name in ("svd", "eigh", "randomized", "random")),
+}
 
 every = pytest.mark.parametrize(
     "make",

@@ -142,7 +142,14 @@ def test_only_the_last_checkpoints_are_kept(files: Path, tmp_path: Path) -> None
     assert sorted(kept) == ["6", "8"]
 
 
-@pytest.mark.parametrize("mesh", [("data=4",), ("fsdp=4",), ("data=2", "fsdp=4")])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(("data=4",), marks=pytest.mark.slow),
+        pytest.param(("fsdp=4",), marks=pytest.mark.slow),
+        ("data=2", "fsdp=4"),
+    ],
+)
 def test_a_mesh_changes_nothing_but_rounding(
     files: Path, tmp_path: Path, mesh: tuple[str, ...]
 ) -> None:
