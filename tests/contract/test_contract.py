@@ -53,9 +53,10 @@ TRANSFORMATIONS = {
     ),
 }
 
-# A row takes a minute; these differ least from the others.
+# A row takes its time; these differ least from the others.
 SLOW = {
-    *("galore(sgd)", "galore(lion)", "galore(adam), full"),
+    *("galore(sgd)", "galore(lion)", "galore(lamb)", "galore(adam), full"),
+    *("galore_adamw", "quantized(adam)"),
     *(f"galore(adam), {name}" for name in ("svd", "eigh", "randomized", "random")),
 }
 
