@@ -75,7 +75,6 @@ def quantized(
             " galore_optax.codes.dynamic() or an object with their methods."
         )
     inner = optax.with_extra_args_support(inner)
-
     storage = _Storage(code, moments)
 
     def init(params: Any) -> Any:

@@ -109,7 +109,9 @@ class Trainer:
         self.first = int(self.state.step)
         self.log = metrics.Log(run.out, self.first, run.tensorboard)
         self.update, self.loss = self.program.compiled(self.state)
-        self.held_out = [self.program.put(batch)[0] for batch in self.text.held_out]
+        self.held_out = [
+            part for batch in self.text.held_out for part in self.program.put(batch)
+        ]
         self.seconds, self.tokens = 0.0, 0
 
     def _initial_state(self) -> State:

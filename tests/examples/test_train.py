@@ -73,6 +73,14 @@ def test_the_loss_is_weighted_by_tokens(files: Path, tmp_path: Path) -> None:
     assert found["reference_perplexity"] == pytest.approx(math.exp(of_batches))
 
 
+def test_every_part_of_a_batch_is_evaluated(files: Path, tmp_path: Path) -> None:
+    with opened(tiny(files, tmp_path, accumulation=2)) as trainer:
+        rows = [np.asarray(part) for part in trainer.held_out]
+        np.testing.assert_array_equal(
+            np.concatenate(rows), np.concatenate(trainer.text.held_out)
+        )
+
+
 def test_padding_is_not_learnt_from(files: Path, tmp_path: Path) -> None:
     program = tiny(files, tmp_path).program()
     params = program.init_params(0)
