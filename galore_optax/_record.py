@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from galore_optax._config import Config
 from galore_optax._leaves import is_masked
 from galore_optax._matrices import Plan
 from galore_optax._state import GaLoreState
@@ -18,7 +19,7 @@ class Recorded(NamedTuple):
     """One `galore` inside a transformation."""
 
     plan: Plan
-    stagger: bool
+    config: Config
 
 
 _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar(
@@ -26,11 +27,11 @@ _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar
 )
 
 
-def record(plan: Plan, stagger: bool) -> None:
+def record(plan: Plan, config: Config) -> None:
     """Called by `init`; heard only inside `plans_of`."""
     records = _RECORDS.get()
     if records is not None:
-        records.append(Recorded(plan.without_values(), stagger))
+        records.append(Recorded(plan.without_values(), config))
 
 
 @contextlib.contextmanager
