@@ -10,6 +10,7 @@ from galore_optax._adamw import galore_adamw as galore_adamw
 from galore_optax._adamw import galore_adamw8bit as galore_adamw8bit
 from galore_optax._chain import chain as chain
 from galore_optax._config import STATIC_ARGS as STATIC_ARGS
+from galore_optax._coordinates import project_gradients as project_gradients
 from galore_optax._describe import describe as describe
 from galore_optax._dimensions import match_paths as match_paths
 from galore_optax._energy import captured_energy as captured_energy

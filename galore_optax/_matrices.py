@@ -102,7 +102,11 @@ class Plan:
 
     def without_values(self) -> "Plan":
         """The plan alone, holding on to no array and no tracer."""
-        flat = dataclasses.replace(self.flat, nodes=())
+        return self.with_values(())
+
+    def with_values(self, nodes: tuple[Any, ...]) -> "Plan":
+        """The plan for other arrays of the same shapes."""
+        flat = dataclasses.replace(self.flat, nodes=nodes)
         return dataclasses.replace(self, flat=flat)
 
     @property

@@ -52,13 +52,22 @@ def plans_of(
     Raises:
       ValueError: there is none.
     """
-    with _listening() as records:
-        state = jax.eval_shape(tx.init, params)
+    records, state = heard(tx, params)
     if not records:
         raise ValueError(
             "this transformation contains no galore. Pass the one that is given to"
             " init, such as galore_optax.galore(optax.adam(1e-3), rank=128)."
         )
+    return records, state
+
+
+def heard(
+    tx: optax.GradientTransformation, params: Any
+) -> tuple[tuple[Recorded, ...], Any]:
+    """As `plans_of`, but there may be none."""
+    with _listening() as records:
+        # A new function each time: JAX would remember the shapes, and trace no more.
+        state = jax.eval_shape(lambda tree: tx.init(tree), params)
     return tuple(records), state
 
 
@@ -68,12 +77,12 @@ def galore_states(records: tuple[Recorded, ...], state: Any) -> list[GaLoreState
     Raises:
       ValueError: `state` holds none for some record.
     """
-    nodes = jax.tree.leaves(state, is_leaf=_is_state)
-    states = [node for node in nodes if _is_state(node)]
+    nodes = jax.tree.leaves(state, is_leaf=is_state)
+    states = [node for node in nodes if is_state(node)]
     return [_state_of(record.plan, states) for record in records]
 
 
-def _is_state(node: Any) -> bool:
+def is_state(node: Any) -> bool:
     return isinstance(node, GaLoreState)
 
 
