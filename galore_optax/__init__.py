@@ -15,11 +15,11 @@ from galore_optax._describe import describe as describe
 from galore_optax._dimensions import match_paths as match_paths
 from galore_optax._energy import captured_energy as captured_energy
 from galore_optax._galore import galore as galore
-from galore_optax._selection import Leaf as Leaf
 from galore_optax._multi_steps import MultiSteps as MultiSteps
 from galore_optax._quantized import quantized as quantized
 from galore_optax._refresh import Refresh as Refresh
 from galore_optax._schedule import refresh_schedule as refresh_schedule
+from galore_optax._selection import Leaf as Leaf
 from galore_optax._state import GaLoreState as GaLoreState
 
 __version__ = importlib.metadata.version("galore_optax")

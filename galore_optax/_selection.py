@@ -39,8 +39,8 @@ class _Place(NamedTuple):
         return _batch(self.shape, self.axes) if self.axes else ()
 
     @property
-    def count(self) -> int:
-        """How many matrices it holds; 0 where nothing is projected."""
+    def matrices(self) -> int:
+        """How many it holds; 0 where nothing is projected."""
         sizes = (self.shape[axis] for axis in self.batch)
         return math.prod(sizes) if self.axes else 0
 
@@ -92,7 +92,7 @@ class Selection:
             )
         )
         reasons = tuple(places[path].reason for path in flat.paths)
-        total = sum(place.count for place in places.values())
+        total = sum(place.matrices for place in places.values())
         plan = Plan(flat, matrices, reasons, total, whole and whole.layer)
         if not total:
             raise ValueError(_nothing_projected(plan))
@@ -105,7 +105,7 @@ class Selection:
         for path, value in zip(flat.paths, flat.values, strict=True):
             place = _Place(tuple(value.shape), *_both(verdicts[path]), number)
             places[path] = place
-            number += place.count
+            number += place.matrices
         return places
 
     def _matrix(
@@ -117,7 +117,7 @@ class Selection:
         if axes is None or place.axes is None:
             return None
         _check_leaf(path, value)
-        leaf = _leaf(path, place)
+        leaf = _leaf(path, place, place.axes)
         batch = _batch(shape, axes)
         return Matrix(
             path=path,
@@ -155,11 +155,11 @@ def _batch(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     return tuple(axis for axis in range(len(shape)) if axis not in named)
 
 
-def _leaf(path: str, place: _Place) -> Leaf:
+def _leaf(path: str, place: _Place, axes: Axes) -> Leaf:
     def sizes(axes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(place.shape[axis] for axis in axes)
 
-    rows, cols = (math.prod(sizes(axes)) for axes in place.axes.both)
+    rows, cols = map(math.prod, map(sizes, axes.both))
     return Leaf(path, place.shape, rows, cols, sizes(place.batch))
 
 
