@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from galore_optax._coordinates import project_gradients
 from galore_optax._whole import part_of
@@ -67,8 +68,14 @@ def at(stack: Any, layer: jax.Array) -> Any:
 
 def put(stack: Any, one: Any, layer: jax.Array) -> Any:
     return jax.tree.map(
-        lambda x, y: lax.dynamic_update_index_in_dim(x, y, layer, 0), stack, one
+        lambda x, y: lax.dynamic_update_index_in_dim(x, _row_major(y), layer, 0),
+        stack,
+        one,
     )
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def layers_of(params: Params) -> int:

@@ -229,10 +229,12 @@ class _Stepper:
 
     def _zero_coordinates(self, optimizer: Optimizer, carry: Carry) -> Params:
         def of(part: Part) -> Any:
-            params, state = part.of(carry.params), part.of(carry.written)
-            shapes, _ = jax.eval_shape(
-                lambda g, s: optimizer.project(part, g, s, g, False), params, state
-            )
+            def project(carry: Carry) -> Any:
+                params = part.of(carry.params)
+                trees = params, part.of(carry.written), params
+                return optimizer.project(part, *trees, False)[0]
+
+            shapes = jax.eval_shape(project, carry)
             return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x)), shapes)
 
         return by_part(carry.params, of)
