@@ -7,6 +7,7 @@ on it and writes that layer's parameters and state in place, so that no more tha
 layer's gradient exists at a time.
 """
 
+from galore_optax.layerwise._clip import Clip as Clip
 from galore_optax.layerwise._clip import clip_by_global_norm as clip_by_global_norm
 from galore_optax.layerwise._clip import (
     clip_by_projected_norm as clip_by_projected_norm,
