@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 from galore_optax._matrices import Matrix, Numbering, Plan, Side
@@ -37,14 +38,16 @@ class Refresh(NamedTuple):
     over the batch axes of a leaf.
     """
 
-    last: (
-        jax.Array
-    )  # shape=(matrices,), int32: count at its last refresh, -1 before any
-    refused: jax.Array  # shape=(matrices,), int32: new bases that failed the check
+    # shape=(matrices,), int32: count at its last refresh, -1 before any
+    last: Any
+    # shape=(matrices,), int32: new bases that failed the check
+    refused: Any  # both MaskedNode in a part of a tree without a matrix
 
 
 def initial_refresh(matrices: Sequence[Matrix]) -> Refresh:
     total = sum(matrix.count for matrix in matrices)
+    if not total:  # a part of a tree; checkpointers refuse arrays without entries
+        return Refresh(optax.MaskedNode(), optax.MaskedNode())
     return Refresh(jnp.full(total, -1, jnp.int32), jnp.zeros(total, jnp.int32))
 
 

@@ -280,6 +280,12 @@ def test_states_keep_their_types() -> None:
         assert kinds[0] == kinds[1]
 
 
+def test_states_have_no_empty_arrays() -> None:
+    """Which checkpointers refuse."""
+    state = layerwise.make_step(MODEL, galore()).init(parameters())
+    assert all(leaf.size for leaf in jax.tree.leaves(state))
+
+
 def test_runs_under_vmap() -> None:
     step = layerwise.make_step(MODEL, galore())
     one = parameters()

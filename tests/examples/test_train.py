@@ -59,6 +59,34 @@ def test_accumulation_changes_nothing_but_rounding(files: Path, tmp_path: Path) 
         np.testing.assert_allclose(a, b, atol=256 * 6e-8 * float(jnp.abs(a).max()))
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_layerwise_is_the_same_step(
+    files: Path, tmp_path: Path, accumulation: int
+) -> None:
+    parts = batch(8)
+    parts[2, 5:] = PAD
+    rate = 1e-3
+    options = {"optimizer": "sgd", "options": (), "batch": 8, "learning_rate": rate}
+    found = []
+    for layerwise in (False, True):
+        clips = {"clip": 0.01, "clip_projected": layerwise and accumulation > 1}
+        shape: Any = options | clips | {"accumulation": accumulation}
+        program = tiny(files, tmp_path, layerwise=layerwise, **shape).program()
+        state = program.init(program.init_params(0))
+        for _ in range(2):  # the first has a learning rate of zero
+            state, metrics = jax.jit(program.update)(state, program.put(parts))
+        found.append((state.params, metrics))
+    (whole, of_whole), (by_layer, of_layers) = found
+    for name, value in of_whole.items():
+        assert float(of_layers[name]) == pytest.approx(float(value), rel=1e-5)
+    # A step is at most the rate times the norm allowed; weights near 1 are rounded.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * rate * 0.01 + 1.2e-7),
+        whole,
+        by_layer,
+    )
+
+
 def test_the_loss_is_weighted_by_tokens(files: Path, tmp_path: Path) -> None:
     program = tiny(files, tmp_path).program()
     params = program.init_params(0)
@@ -93,12 +121,20 @@ def test_padding_is_not_learnt_from(files: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max()) + 1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "galore_adamw"])
+@pytest.mark.parametrize(
+    ("optimizer", "layerwise"),
+    [("adamw", False), ("galore_adamw", False), ("galore_adamw8bit", True)],
+)
 def test_resuming_changes_no_bit(
-    files: Path, tmp_path: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
+    files: Path,
+    tmp_path: Path,
+    optimizer: str,
+    layerwise: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options: Any = ("rank=4", "update_proj_gap=3") if "galore" in optimizer else ()
-    shape = {"optimizer": optimizer, "options": options, "checkpoint_every": 5}
+    shape: Any = {"optimizer": optimizer, "options": options, "checkpoint_every": 5}
+    shape |= {"layerwise": layerwise}
     whole = Trainer(tiny(files, tmp_path / "whole", **shape)).train()
     run = tiny(files, tmp_path / "cut", **shape)
     cut = Trainer(run)
