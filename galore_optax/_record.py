@@ -52,7 +52,8 @@ def plans_of(
       ValueError: there is none.
     """
     with _listening() as records:
-        state = jax.eval_shape(tx.init, params)
+        # A function of its own, so that a trace of `init` from before is not reused.
+        state = jax.eval_shape(lambda params: tx.init(params), params)
     if not records:
         raise ValueError(
             "this transformation contains no galore. Pass the one that is given to"
