@@ -19,6 +19,7 @@ import numpy as np
 from galore_optax._dimensions import WeightDimensionNumbers, resolve, unsuitable
 from galore_optax._layout import Axes
 from galore_optax._leaves import Flat, flatten
+from galore_optax._stored import Storage
 from galore_optax._types import PerLeaf, ProjType, Scalar
 
 PROJ_TYPES: tuple[str, ...] = get_args(ProjType)
@@ -58,6 +59,7 @@ class Matrix:
     rank: int
     gap: Scalar  # steps between refreshes
     scale: Scalar
+    storage: Storage  # of its projectors
     reason: str
 
     def size(self, axes: tuple[int, ...]) -> int:
@@ -116,13 +118,14 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The user's choice of leaves, ranks, gaps, scales and sides."""
+    """The user's choice of leaves, ranks, gaps, scales, sides and storage."""
 
     rank: PerLeaf[int]
     update_proj_gap: PerLeaf[Scalar]
     scale: PerLeaf[Scalar]
     proj_type: ProjType
     weight_dimension_numbers: WeightDimensionNumbers
+    storage: Storage
 
     def __post_init__(self) -> None:
         if self.proj_type not in PROJ_TYPES:
@@ -177,6 +180,7 @@ class Selection:
             rank=min(check_rank(_at(self.rank, leaf), path), leaf.rows, leaf.cols),
             gap=check_gap(_at(self.update_proj_gap, leaf), path),
             scale=check_scale(_at(self.scale, leaf), path),
+            storage=self.storage,
             reason=reason,
         )
 
