@@ -20,5 +20,6 @@ from galore_optax._quantized import quantized as quantized
 from galore_optax._refresh import Refresh as Refresh
 from galore_optax._schedule import refresh_schedule as refresh_schedule
 from galore_optax._state import GaLoreState as GaLoreState
+from galore_optax._stored import QuantizedProjector as QuantizedProjector
 
 __version__ = importlib.metadata.version("galore_optax")
