@@ -61,11 +61,25 @@ def _decode(
 ) -> jax.Array:
     """The basis as an array, for a product with `other` and no longer."""
     if not isinstance(matrix.storage, Floating):
-        # Or XLA would find that project and lift decode the same, and keep the result
-        # in between, for all leaves at once.
-        projector, _ = lax.optimization_barrier((projector, other))
+        projector = _after(projector, other)
     shape = matrix.projector_shape(side)
     return matrix.storage.decode(projector, shape, other.dtype)
+
+
+def _after(projector: Projector, other: jax.Array) -> Projector:
+    """`projector`, with arrays that XLA cannot compute on before it has `other`.
+
+    Or it would decode every projector of the tree as soon as it can, once for both
+    project and lift, and hold them all in between.
+    """
+    if jax.device_count() > 1:
+        # An entry of `other` may lie on another device. A barrier sends nothing; it
+        # keeps the two apart, and on GPU leaves it to the scheduler when they run.
+        return lax.optimization_barrier((projector, other))[0]
+    first = other[(0,) * other.ndim].astype(jnp.float32)
+    # At most 32 leading zeros, which XLA does not know.
+    zero = lax.clz(lax.bitcast_convert_type(first, jnp.uint32)) >> 6
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), projector)
 
 
 def _contract(
