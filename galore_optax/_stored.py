@@ -125,7 +125,7 @@ class Affine:
 
     def initial(self, shape: tuple[int, ...], dtype: jnp.dtype) -> QuantizedProjector:
         del dtype
-        return self.encode(jnp.eye(math.prod(shape[:-1]), shape[-1]))
+        return _encode(self, jnp.eye(math.prod(shape[:-1]), shape[-1]))
 
     def encode(self, basis: jax.Array, old: Any = None) -> QuantizedProjector:
         del old
@@ -182,6 +182,9 @@ class Affine:
 def _over_blocks(one_each: jax.Array) -> jax.Array:
     return jnp.expand_dims(one_each, -2).astype(jnp.float32)
 
+
+# One compilation a shape where `init` is not itself compiled.
+_encode = jax.jit(Affine.encode, static_argnums=0)
 
 _BITS = {"int8": 8, "int4": 4}
 

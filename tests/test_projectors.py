@@ -29,6 +29,7 @@ MODEL = {
     "w": jnp.zeros((70, 9)),
 }
 WEIGHTS = normal_like(MODEL, 0)
+FEW = {name: WEIGHTS[name] for name in ("layers", "w")}
 AXES = go.match_paths({"experts": optax.contrib.MuonDimensionNumbers(2, 3)})
 
 
@@ -214,8 +215,7 @@ def test_the_first_projector_is_the_identity_up_to_rounding(dtype: str) -> None:
         np.testing.assert_allclose(back[eye == 1], 1, rtol=2**-7)
 
 
-@each
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(("dtype", "devices"), [("int8", 8), ("int4", 1)])
 def test_update_lies_in_the_span_of_the_decoded_projector(
     dtype: str, devices: int, monkeypatch: Any
 ) -> None:
@@ -254,16 +254,15 @@ def test_update_lies_in_the_span_of_the_decoded_projector(
         assert orthonormality(p) < {"int8": 0.03, "int4": 0.4}[dtype]
 
 
-@each
-def test_axes_of_a_projected_side_are_taken_as_one(dtype: str) -> None:
+def test_axes_of_a_projected_side_are_taken_as_one() -> None:
     """Attention's (heads, head_dim) side."""
     params = {"query": {"kernel": normal(0, (30, 3, 7))}}
     make = functools.partial(go.galore, optax.sgd(1.0), rank=4, scale=1.0)
-    tx = make(projector_dtype=dtype, proj_type="left")
+    tx = make(projector_dtype="int4", proj_type="left")
     state = tx.init(params)
     assert state.projector["query"]["kernel"].scales.shape == (1, 4)
-    updates, state = tx.update(params, state)
-    p = decoded(state.projector["query"]["kernel"], (3, 7, 4), BITS[dtype])
+    updates, state = jax.jit(tx.update)(params, state)
+    p = decoded(state.projector["query"]["kernel"], (3, 7, 4), 4)
     g = np.asarray(params["query"]["kernel"], np.float64)
     expected = -np.einsum("bcr,der,ade->abc", p, p, g)
     np.testing.assert_allclose(
@@ -271,8 +270,7 @@ def test_axes_of_a_projected_side_are_taken_as_one(dtype: str) -> None:
     )
 
 
-@each
-@pytest.mark.parametrize("proj_type", ["std", "full"])
+@pytest.mark.parametrize(("dtype", "proj_type"), [("int8", "full"), ("int4", "std")])
 def test_close_to_f32_over_steps(dtype: str, proj_type: str) -> None:
     """P' = P + E with |E| <= s/2 an entry, so |P'RP'.. - PRP| <= (2e + e²)|G| a side.
 
@@ -311,10 +309,10 @@ def test_close_to_f32_over_steps(dtype: str, proj_type: str) -> None:
 @each
 def test_an_unsound_basis_leaves_the_codes(dtype: str) -> None:
     tx = galore(optax.sgd(0.1), update_proj_gap=1, projector_dtype=dtype)
-    update, good = jax.jit(tx.update), normal_like(MODEL, 1)
-    _, state = update(good, tx.init(WEIGHTS))
+    update, good = jax.jit(tx.update), normal_like(FEW, 1)
+    _, state = update(good, tx.init(FEW))
     before = jax.tree.map(np.asarray, state.projector)
-    bad = normal_like(MODEL, 2)
+    bad = normal_like(FEW, 2)
     kernel = bad["layers"]["up"]["kernel"].at[1].set(jnp.nan)
     bad["layers"]["up"]["kernel"] = kernel
     _, state = update(bad, state)
@@ -333,33 +331,31 @@ def test_an_unsound_basis_leaves_the_codes(dtype: str) -> None:
 def test_the_check_comes_before_the_storing(dtype: str) -> None:
     """Four bits are further from orthonormal than the check allows, and are taken."""
     tx = galore(optax.sgd(0.1), projector_dtype=dtype)
-    _, state = tx.update(normal_like(MODEL, 1), tx.init(WEIGHTS))
+    _, state = jax.jit(tx.update)(normal_like(FEW, 1), tx.init(FEW))
     assert int(state.refresh.refused.sum()) == 0
     if dtype == "int4":
         assert orthonormality(decoded(state.projector["w"], (9, 4), 4)) > 1e-3
 
 
-@each
-def test_resumes_exactly(dtype: str, tmp_path: Any) -> None:
+def test_resumes_exactly(tmp_path: Any) -> None:
     ocp = pytest.importorskip("orbax.checkpoint")
     tx = galore(
         go.quantized(optax.adamw(0.1), code=go.codes.companded(min_size=64)),
         update_proj_gap=2,
-        projector_dtype=dtype,
-        proj_type="full",
+        projector_dtype="int4",
         subspace=go.subspace.random(),
     )
     update = jax.jit(tx.update)
-    _, state = update(normal_like(MODEL, 1), tx.init(WEIGHTS), WEIGHTS)
+    _, state = update(normal_like(FEW, 1), tx.init(FEW), FEW)
     with ocp.StandardCheckpointer() as saver:
         saver.save(tmp_path / "state", state)
         saver.wait_until_finished()
         found = saver.restore(tmp_path / "state", jax.eval_shape(lambda: state))
     assert jax.tree.structure(found) == jax.tree.structure(state)
-    for step in range(2, 5):
-        grads = normal_like(MODEL, step)
-        one, state = update(grads, state, WEIGHTS)
-        two, found = update(grads, found, WEIGHTS)
+    for step in range(2, 4):
+        grads = normal_like(FEW, step)
+        one, state = update(grads, state, FEW)
+        two, found = update(grads, found, FEW)
         jax.tree.map(np.testing.assert_array_equal, (one, state), (two, found))
 
 
@@ -369,10 +365,11 @@ def types(tree: Any) -> Any:
     )
 
 
-@each
-@pytest.mark.parametrize("of_params", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "of_params"), [("int8", jnp.bfloat16), ("int4", jnp.float32)]
+)
 def test_types_buffers_and_donation(dtype: str, of_params: Any) -> None:
-    weights = jax.tree.map(lambda x: x.astype(of_params), WEIGHTS)
+    weights = jax.tree.map(lambda x: x.astype(of_params), {"w": WEIGHTS["w"]})
     tx = galore(optax.lamb(0.1), projector_dtype=dtype, proj_type="full")
     state = tx.init(weights)
     assert types(jax.eval_shape(tx.init, weights)) == types(state)
@@ -401,36 +398,25 @@ def test_float64() -> None:
         np.testing.assert_allclose(updates["w"], -p @ (p.T @ weights["w"]), rtol=1e-12)
 
 
-@each
-@pytest.mark.parametrize("devices", [1, 8])
-def test_seeds_by_vmap(dtype: str, devices: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
-    tx = go.galore(optax.adam(0.1), rank=2, update_proj_gap=2, projector_dtype=dtype)
-    weights = {"w": normal(0, (3, 8, 12))}
-    states, update = jax.vmap(tx.init)(weights), jax.jit(jax.vmap(tx.update))
-    singles, single = [tx.init({"w": x}) for x in weights["w"]], jax.jit(tx.update)
-    for step in range(3):
-        grads = {"w": normal(step, (3, 8, 12))}
-        _, states = update(grads, states)
-        for i in range(3):
-            _, singles[i] = single({"w": grads["w"][i]}, singles[i])
-            # A basis that differs in the last bits may round to the next code.
-            step_size = float(singles[i].projector["w"].scales.max())
-            p, q = (
-                decoded(jax.tree.map(lambda x, i=i: x, node), (8, 2), BITS[dtype])
-                for node in (
-                    jax.tree.map(lambda x, i=i: x[i], states.projector["w"]),
-                    singles[i].projector["w"],
-                )
-            )
-            assert np.abs(p - q).max() <= step_size * 1.01
-            assert (np.abs(p - q) > 1e-6).mean() <= 0.1
+def test_seeds_by_vmap() -> None:
+    tx = go.galore(optax.adam(0.1), rank=2, projector_dtype="int4")
+    weights = {"w": normal(0, (2, 8, 12))}
+    grads = {"w": normal(1, (2, 8, 12))}
+    states = jax.jit(jax.vmap(tx.init))(weights)
+    _, states = jax.jit(jax.vmap(tx.update))(grads, states)
+    update = jax.jit(tx.update)
+    for lane in range(2):
+        mine, theirs = (jax.tree.map(lambda x: x[lane], y) for y in (states, grads))  # noqa: B023
+        _, single = update(theirs, tx.init(theirs))
+        assert types(mine) == types(single)
+        p, q = (decoded(x.projector["w"], (8, 2), 4) for x in (mine, single))
+        # A basis that differs in its last bits may round to the next code.
+        assert np.abs(p - q).max() <= float(single.projector["w"].scales.max()) * 1.01
+        assert (np.abs(p - q) > 1e-6).mean() <= 0.1
 
 
 METHODS = {
     "svd": go.subspace.svd(),
-    "eigh": go.subspace.eigh(),
-    "randomized": go.subspace.randomized(),
     "power": go.subspace.power(),
     "random": go.subspace.random(),
     "gaussian": go.subspace.random(orthonormal=False),
@@ -460,9 +446,9 @@ def test_every_method(method: str) -> None:
 def test_multi_steps_and_inject_hyperparams() -> None:
     inject = optax.inject_hyperparams(go.galore_adamw, static_args=go.STATIC_ARGS)
     tx = go.MultiSteps(inject(0.1, rank=4, projector_dtype="int4"), 2)
-    state, update = tx.init(WEIGHTS), jax.jit(tx.update)
+    state, update = tx.init(FEW), jax.jit(tx.update)
     for step in range(4):
-        updates, state = update(normal_like(MODEL, step), state, WEIGHTS)
+        updates, state = update(normal_like(FEW, step), state, FEW)
         moved = any(np.any(x != 0) for x in jax.tree.leaves(updates))
         assert moved == (step % 2 == 1)
 
@@ -482,10 +468,10 @@ def test_a_state_of_another_storage_is_refused() -> None:
         "int4": r"rank 4 in four bits, codes \(4, 4\) and scales \(1, 4\)",
     }
     for found, maker in makers.items():
-        state = maker.init(params)
+        state = jax.eval_shape(maker.init, params)
         for needed, tx in makers.items():
             if needed == found:
-                tx.update(params, state)
+                jax.eval_shape(tx.update, params, state)
                 continue
             what = f"holds a projector of {words[found]} for 'a/kernel', but this"
             wanted = f"needs a projector of {words[needed]}. Restore .*projector_dtype"
@@ -493,7 +479,7 @@ def test_a_state_of_another_storage_is_refused() -> None:
                 tx.update(params, state)
             row = {"row": params["row"]}
             with pytest.raises(ValueError, match="for 'row', but"):
-                tx.update(row, maker.init(row))
+                tx.update(row, jax.eval_shape(maker.init, row))
 
 
 def test_other_states_are_refused() -> None:
