@@ -20,10 +20,21 @@ from galore_optax.codes._scales import round_up
 
 
 class QuantizedProjector(NamedTuple):
-    """A projector in few bits: a pytree of arrays, which any checkpointer saves.
+    r"""A projector in eight or four bits: arrays alone, which any checkpointer saves.
 
-    An entry is `scale * (code - zero)`. Blocks run along the projected axes, taken as
-    one, within each column.
+    .. math:: P_{ij} = \mathrm{scale} \cdot (\mathrm{code}_{ij} - \mathrm{zero})
+
+    Scale and zero belong to a block of at most 64 entries of a column, the projected
+    axes taken as one.
+
+    Example:
+      >>> import galore_optax, jax.numpy as jnp, optax
+      >>> tx = galore_optax.galore(optax.adam(1e-3), rank=4, projector_dtype=jnp.int4)
+      >>> stored = tx.init({"kernel": jnp.ones((128, 256))}).projector["kernel"]
+      >>> stored.codes.shape, stored.scales.shape, sum(x.nbytes for x in stored)
+      ((64, 4), (2, 4), 280)
+
+    Source: Q-GaLore, arXiv 2407.08296, section 3.3; here with a range that holds zero.
     """
 
     # (*batch axes, entries, rank), int8, or uint8 with two codes of four bits a byte.

@@ -3,6 +3,7 @@
 
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -252,6 +253,16 @@ def test_update_lies_in_the_span_of_the_decoded_projector(
         expected = -np.einsum(equation, p, p, np.asarray(pick(grads), np.float64))
         np.testing.assert_allclose(pick(updates), expected, rtol=1e-4, atol=1e-5)
         assert orthonormality(p) < {"int8": 0.03, "int4": 0.4}[dtype]
+
+
+def test_lift_decodes_again(monkeypatch: Any) -> None:
+    """Or every basis of the tree would be held from the first product to the last."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    tx = go.galore(optax.sgd(1.0), rank=4, projector_dtype="int4")
+    params = {"w": jnp.zeros((9, 70))}
+    update = jax.jit(functools.partial(tx.update, refresh=False))
+    text = update.lower(params, tx.init(params)).compile().as_text()
+    assert len(re.findall(r" = u8\[\S* shift-right-logical\(", text)) == 2
 
 
 def test_axes_of_a_projected_side_are_taken_as_one() -> None:
