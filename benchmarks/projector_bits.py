@@ -8,7 +8,6 @@ seed and tokens. Then the f32 run's last projectors, stored in blocks of several
 """
 
 import dataclasses
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,8 @@ def train(dtype: str) -> tuple[dict[str, Any], Any]:
         trainer = Trainer(run, name=dtype)
         result = trainer.train()
     projectors = _projectors(trainer.state.opt_state)
-    speeds = metrics.series(result.records, "tokens_per_second")[1]
     row = {
         "loss": metrics.series(result.records, "validation_loss")[1][-1],
-        "tokens_per_second": statistics.median(speeds),
         "state_bytes": result.state_bytes,
         "projector_bytes": sum(x.nbytes for x in jax.tree.leaves(projectors)),
     }
@@ -94,7 +91,6 @@ def main() -> None:
     for name, row in found.items():
         print(
             f"{name:10} loss {row['loss']:.4f} ({row['loss'] / exact['loss'] - 1:+.2%})"
-            f"  {row['tokens_per_second']:7,.0f} tokens/s"
             f"  {row['state_bytes']:12,} bytes, projectors {row['projector_bytes']:,}"
         )
     table = {

@@ -25,7 +25,10 @@ class QuantizedProjector(NamedTuple):
     .. math:: P_{ij} = \mathrm{scale} \cdot (\mathrm{code}_{ij} - \mathrm{zero})
 
     Scale and zero belong to a block of at most 64 entries of a column, the projected
-    axes taken as one.
+    axes taken as one. No entry is off by more than half a scale. A basis was orthonormal
+    before it was stored; of the bases of a small LLaMA, :math:`P^T P - I` then had a
+    norm of at most 0.008 with eight bits and 0.15 with four, and `P` was off by 0.005
+    and 0.09 of its own norm.
 
     Example:
       >>> import galore_optax, jax.numpy as jnp, optax
@@ -113,8 +116,9 @@ class Affine:
 
     bits: int
     # At most so many entries a block. Scales and zeros then take 3 bytes for 64; blocks
-    # of 256 would save 6 per cent of four-bit projectors, for an error larger by a
-    # fifth (Gaussian entries) to a half (heavy tails).
+    # of 256 would save 6 per cent of four-bit projectors, for an error larger by 22 on
+    # real bases (benchmarks/projector_bits.py). A scale in f32 instead of bf16 would
+    # take 0.3 per cent off the error, and add 6 to the bytes.
     block: int = 64
 
     @property
