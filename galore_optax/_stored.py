@@ -25,8 +25,8 @@ class QuantizedProjector(NamedTuple):
     .. math:: P_{ij} = \mathrm{scale} \cdot (\mathrm{code}_{ij} - \mathrm{zero})
 
     Scale and zero belong to a block of at most 64 entries of a column, the projected
-    axes taken as one. No entry is off by more than half a scale. A basis was orthonormal
-    before it was stored; of the bases of a small LLaMA, :math:`P^T P - I` then had a
+    axes taken as one. No entry is off by more than half a scale. A basis is orthonormal
+    before it is stored; of the bases of a small LLaMA, :math:`P^T P - I` then had a
     norm of at most 0.008 with eight bits and 0.15 with four, and `P` was off by 0.005
     and 0.09 of its own norm.
 

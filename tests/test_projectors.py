@@ -131,7 +131,7 @@ def test_what_a_range_without_zero_would_lose(bits: int) -> None:
         assert np.max(np.abs(back - basis)) <= 0.6 / (2**bits - 1) / 2 * 1.01
 
 
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 257])
+@pytest.mark.parametrize("length", [1, 64, 65, 257])
 def test_packing_is_exact(length: int) -> None:
     """Every code of both halves of every byte, and lengths that fill no byte."""
     rng = np.random.default_rng(length)
@@ -427,7 +427,6 @@ def test_seeds_by_vmap() -> None:
 
 
 METHODS = {
-    "svd": go.subspace.svd(),
     "power": go.subspace.power(),
     "random": go.subspace.random(),
     "gaussian": go.subspace.random(orthonormal=False),
@@ -452,16 +451,6 @@ def test_every_method(method: str) -> None:
         for tx, s in ((stored, state), (exact, expected))
     )
     assert ours == pytest.approx(theirs, rel=0.02)
-
-
-def test_multi_steps_and_inject_hyperparams() -> None:
-    inject = optax.inject_hyperparams(go.galore_adamw, static_args=go.STATIC_ARGS)
-    tx = go.MultiSteps(inject(0.1, rank=4, projector_dtype="int4"), 2)
-    state, update = tx.init(FEW), jax.jit(tx.update)
-    for step in range(4):
-        updates, state = update(normal_like(FEW, step), state, FEW)
-        moved = any(np.any(x != 0) for x in jax.tree.leaves(updates))
-        assert moved == (step % 2 == 1)
 
 
 # Refusals.
