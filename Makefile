@@ -35,6 +35,7 @@ bench: .venv/examples
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/llama_run.py
 	$(BIN)/python benchmarks/eight_bit.py
+	$(BIN)/python benchmarks/projector_bits.py
 	$(BIN)/python benchmarks/state_bytes.py
 
 .venv/bin/python:

@@ -21,5 +21,6 @@ from galore_optax._refresh import Refresh as Refresh
 from galore_optax._schedule import refresh_schedule as refresh_schedule
 from galore_optax._selection import Leaf as Leaf
 from galore_optax._state import GaLoreState as GaLoreState
+from galore_optax._stored import QuantizedProjector as QuantizedProjector
 
 __version__ = importlib.metadata.version("galore_optax")

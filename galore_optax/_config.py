@@ -11,6 +11,7 @@ import numpy as np
 from galore_optax import subspace as subspaces
 from galore_optax._dimensions import WeightDimensionNumbers
 from galore_optax._selection import Selection
+from galore_optax._stored import storage_of
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.subspace import Subspace
 
@@ -45,7 +46,6 @@ class Config:
     selection: Selection
     subspace: Subspace
     stagger: bool
-    projector_dtype: jnp.dtype | None
     moment_dtype: jnp.dtype | None
     seed: int | jax.Array
 
@@ -74,11 +74,15 @@ def make_config(
 ) -> Config:
     return Config(
         selection=Selection(
-            rank, update_proj_gap, scale, proj_type, weight_dimension_numbers
+            rank,
+            update_proj_gap,
+            scale,
+            proj_type,
+            weight_dimension_numbers,
+            storage_of(projector_dtype),
         ),
         subspace=_method(subspace),
         stagger=_flag("stagger", stagger),
-        projector_dtype=_floating("projector_dtype", projector_dtype),
         moment_dtype=_floating("moment_dtype", moment_dtype),
         seed=seed,
     )

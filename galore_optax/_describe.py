@@ -12,6 +12,7 @@ import optax
 from galore_optax._leaves import Flat, flatten, path_string
 from galore_optax._matrices import Matrix
 from galore_optax._record import plans_of
+from galore_optax._stored import QuantizedProjector
 from galore_optax._types import Scalar
 
 
@@ -215,8 +216,12 @@ def _bytes_by_leaf(state: Any, flat: Flat) -> dict[str, int]:
 
 
 def _owner(path: str, leaves: tuple[str, ...]) -> str | None:
-    # One more name may follow: the side of a pair of projectors, a refresh counter.
-    endings = (path, path.rsplit("/", 1)[0])
+    # One more name may follow: the side of a pair of projectors, a refresh counter; and
+    # after that a part of a quantized projector.
+    head, _, last = path.rpartition("/")
+    endings = [path, head]
+    if last in QuantizedProjector._fields:
+        endings.append(head.rpartition("/")[0])
     owners = [
         leaf
         for leaf in leaves

@@ -11,8 +11,8 @@ from galore_optax._leaves import flatten
 from galore_optax._matrices import Matrix
 from galore_optax._projection import accumulation_dtype, project
 from galore_optax._record import galore_states, plans_of
-from galore_optax._refresh import Projectors
 from galore_optax._state import read
+from galore_optax._stored import Projectors
 
 
 def captured_energy(
@@ -22,8 +22,9 @@ def captured_energy(
 
     .. math:: \|P^T G\|_F^2 / \|G\|_F^2
 
-    Between 0 and 1 for an orthonormal projector; the best possible value is the share
-    of the `rank` largest squared singular values. Works under `jit`.
+    Between 0 and 1 for an orthonormal projector, up to its rounding where it is stored
+    in few bits; the best possible value is the share of the `rank` largest squared
+    singular values. Works under `jit`.
 
     Args:
       tx: a transformation that contains `galore`, however wrapped.

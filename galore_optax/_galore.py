@@ -126,7 +126,9 @@ def galore(
         are batch axes); a tree of these like params, `None` for full size; or a
         callable of params that returns one (see `match_paths`).
       stagger: spread the refreshes of different matrices evenly over the gap.
-      projector_dtype: of stored projectors; that of the parameter if `None`.
+      projector_dtype: of stored projectors; that of the parameter if `None`. With
+        `jnp.int8` or `jnp.int4` they are `QuantizedProjector`, 1.05 or 0.55 bytes an
+        entry, decoded one leaf at a time beside each product.
       moment_dtype: of all that `inner` holds; if `None`, f32 for 16-bit parameters and
         the parameter's otherwise.
       seed: of the subspace methods that draw random numbers.

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from galore_optax._leaves import Flat
+from galore_optax._stored import Storage
 from galore_optax._types import Scalar
 
 
@@ -43,6 +44,7 @@ class Matrix:
     rank: int
     gap: Scalar  # steps between refreshes
     scale: Scalar
+    storage: Storage  # of its projectors
     reason: str
     number: int  # of its first matrix among those of the whole tree
     sliced: bool  # one layer of a leaf that has more

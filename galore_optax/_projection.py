@@ -4,12 +4,12 @@
 With `proj_type="full"` there are two projectors, and `R = P₁ᵀ G P₂`.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import NamedSharding
 
 from galore_optax._matrices import Matrix, Side
@@ -20,6 +20,7 @@ from galore_optax._sharding import (
     place,
     replicated,
 )
+from galore_optax._stored import Floating, Projector
 
 
 def accumulation_dtype(*arrays: Any) -> jnp.dtype:
@@ -31,26 +32,54 @@ def accumulation_dtype(*arrays: Any) -> jnp.dtype:
 
 
 def project(
-    matrix: Matrix, projectors: Sequence[jax.Array], gradient: jax.Array
+    matrix: Matrix, projectors: Sequence[Projector], gradient: jax.Array
 ) -> jax.Array:
     """`PᵀG`: the projected axes of `gradient` replaced by one rank axis, in place."""
     sharding = explicit_sharding(gradient)
     for side, projector in zip(matrix.sides, projectors, strict=True):
-        gradient = _contract(side.project, projector, gradient, sharding)
+        basis = _decode(matrix, side, projector, gradient)
+        gradient = _contract(side.project, basis, gradient, sharding)
     return gradient
 
 
 def lift(
     matrix: Matrix,
-    projectors: Sequence[jax.Array],
+    projectors: Sequence[Projector],
     update: jax.Array,
     sharding: NamedSharding | None,
 ) -> jax.Array:
     """`P U`, of the shape of the leaf; `sharding` is its under an Explicit mesh."""
     pairs = list(zip(matrix.sides, projectors, strict=True))
     for side, projector in reversed(pairs):
-        update = _contract(side.lift, projector, update, sharding)
+        basis = _decode(matrix, side, projector, update)
+        update = _contract(side.lift, basis, update, sharding)
     return update
+
+
+def _decode(
+    matrix: Matrix, side: Side, projector: Projector, other: jax.Array
+) -> jax.Array:
+    """The basis as an array, for a product with `other` and no longer."""
+    if not isinstance(matrix.storage, Floating):
+        projector = _after(projector, other)
+    shape = matrix.projector_shape(side)
+    return matrix.storage.decode(projector, shape, other.dtype)
+
+
+def _after(projector: Projector, other: jax.Array) -> Projector:
+    """`projector`, with arrays that XLA cannot compute on before it has `other`.
+
+    Or it would decode every projector of the tree as soon as it can, once for both
+    project and lift, and hold them all in between.
+    """
+    if jax.device_count() > 1:
+        # An entry of `other` may lie on another device. A barrier sends nothing; it
+        # keeps the two apart, and on GPU leaves it to the scheduler when they run.
+        return lax.optimization_barrier((projector, other))[0]
+    first = other[(0,) * other.ndim].astype(jnp.float32)
+    # At most 32 leading zeros, which XLA does not know.
+    zero = lax.clz(lax.bitcast_convert_type(first, jnp.uint32)) >> 6
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), projector)
 
 
 def _contract(
@@ -68,15 +97,17 @@ def _contract(
     )
 
 
-def initial_projector(
-    matrix: Matrix, side: Side, leaf: Any, dtype: jnp.dtype
-) -> jax.Array:
+def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:
     """Orthonormal from the start: a slice of the identity for every matrix."""
-    shape = matrix.projector_shape(side)
-    one = shape[len(matrix.batch) :]
-    basis = jnp.eye(math.prod(one[:-1]), matrix.rank, dtype=dtype).reshape(one)
-    stacked = jnp.array(jnp.broadcast_to(basis, shape))  # a buffer of its own
-    return place(stacked, replicated(leaf_sharding(leaf)))
+    shape = matrix.projector_shape(side)[len(matrix.batch) :]
+    one = matrix.storage.initial(shape, leaf.dtype)
+
+    def stack(x: jax.Array) -> jax.Array:
+        stacked = jnp.broadcast_to(x, (*matrix.batch_shape, *x.shape))
+        owned = jnp.array(stacked)  # a buffer of its own
+        return place(owned, replicated(leaf_sharding(leaf)))
+
+    return jax.tree.map(stack, one)
 
 
 def zero_coordinates(matrix: Matrix, leaf: Any, dtype: jnp.dtype) -> jax.Array:

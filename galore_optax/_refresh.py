@@ -8,6 +8,7 @@ matrix' workspace is held, and a model compiles a handful of loops however deep 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,6 +21,7 @@ from jax import lax
 from galore_optax._matrices import Matrix, Numbering, Plan, Side
 from galore_optax._projection import accumulation_dtype
 from galore_optax._sharding import explicit_sharding, place, replicated
+from galore_optax._stored import Projectors, Storage
 from galore_optax.subspace import Subspace
 from galore_optax.subspace._base import matmul
 
@@ -27,7 +29,6 @@ from galore_optax.subspace._base import matmul
 # 1e-5; a basis that lost a direction is wrong by 1. bf16 storage adds 4e-3 later.
 ORTHONORMALITY_TOLERANCE = 1e-3
 
-Projectors: TypeAlias = tuple[jax.Array, ...]  # one, or two for proj_type "full"
 When: TypeAlias = bool | jax.Array | None
 
 
@@ -193,8 +194,9 @@ class _Leaf:
     def kind(self) -> tuple[Any, ...]:
         """Leaves of one kind share a loop."""
         sizes = tuple(self.size(side) for side in self.matrix.sides)
-        dtypes = self.gradient.dtype, self.projectors[0].dtype
-        return (sizes, self.matrix.rank, *dtypes)
+        arrays = self.gradient, *jax.tree.leaves(self.projectors[0])
+        dtypes = (x.dtype for x in arrays)
+        return (sizes, self.matrix.rank, self.matrix.storage, *dtypes)
 
     def size(self, side: Side) -> tuple[int, int]:
         return self.matrix.size(side.axes), self.matrix.size(side.others)
@@ -214,12 +216,13 @@ class _Leaf:
             for side in self.matrix.sides
         ]
 
-    def stacks(self) -> list[jax.Array]:
-        """The projectors as (matrices, projected side, rank)."""
-        return [
-            projector.reshape(self.matrix.count, -1, self.matrix.rank)
-            for projector in self.projectors
-        ]
+    def stacks(self) -> Projectors:
+        """The projectors, every array of them as (matrices, entries, rank)."""
+
+        def stack(x: jax.Array) -> jax.Array:
+            return x.reshape(self.matrix.count, -1, self.matrix.rank)
+
+        return jax.tree.map(stack, self.projectors)
 
 
 def _leaves(
@@ -255,7 +258,7 @@ def _renew_all(
 
 class _Loop(NamedTuple):
     number: jax.Array  # the matrix done last
-    stacks: list[jax.Array]  # projectors of all leaves of the kind, one a side
+    stacks: Projectors  # of all leaves of the kind, still coded where they are
     accepted: jax.Array  # of all matrices of the tree
 
 
@@ -265,6 +268,7 @@ def _renew_kind(
     """Loops over the matrices of one kind that are due in any lane."""
     of_kind, leaf_of, entry_of = _tables(group, len(turn.owed))
     due = turn.lanes & of_kind
+    storage = group[0].matrix.storage
     numbers = jnp.arange(len(due), dtype=jnp.int32)
 
     def body(_: jax.Array, state: _Loop) -> _Loop:
@@ -272,16 +276,16 @@ def _renew_kind(
         number = jnp.min(jnp.where(later, numbers, len(numbers)))
         entry = _at(entry_of, number)
         views = lax.switch(_at(leaf_of, number), [leaf.pick for leaf in group], number)
-        old = [_at(stack, entry) for stack in state.stacks]
+        old = jax.tree.map(lambda stack: _at(stack, entry), state.stacks)
         cold = _at(turn.cold, number)
-        new, sound = _propose(turn.method, views, old, turn.key_of(number), cold)
+        key = turn.key_of(number)
+        new, sound = _propose(turn.method, storage, views, old, key, cold)
         accept = sound & _at(turn.owed, number)
-        kept = [jnp.where(accept, *pair) for pair in zip(new, old, strict=True)]
-        stacks = [_put(*pair, entry) for pair in zip(state.stacks, kept, strict=True)]
+        kept = jax.tree.map(lambda *pair: jnp.where(accept, *pair), new, old)
+        stacks = jax.tree.map(lambda x, one: _put(x, one, entry), state.stacks, kept)
         return _Loop(number, stacks, _put(state.accepted, accept, number))
 
-    sides = zip(*(leaf.stacks() for leaf in group), strict=True)
-    stacks = [jnp.concatenate(side) for side in sides]
+    stacks = jax.tree.map(lambda *x: jnp.concatenate(x), *(x.stacks() for x in group))
     start = _Loop(jnp.int32(-1), stacks, accepted)
     end = lax.fori_loop(0, jnp.sum(due), body, start)
     return _split(group, end.stacks, turn.step), end.accepted
@@ -304,16 +308,17 @@ def _tables(
 
 
 def _split(
-    group: Sequence[_Leaf], stacks: Sequence[jax.Array], step: jax.Array
+    group: Sequence[_Leaf], stacks: Projectors, step: jax.Array
 ) -> list[Projectors]:
     """The projectors of each leaf, out of the stacks of all."""
     sizes = [leaf.matrix.count for leaf in group]
     starts = _opaque(np.cumsum([0, *sizes[:-1]]).tolist(), step)
+
+    def part(start: jax.Array, size: int, stack: jax.Array, old: jax.Array) -> Any:
+        return lax.dynamic_slice_in_dim(stack, start, size).reshape(old.shape)
+
     return [
-        tuple(
-            lax.dynamic_slice_in_dim(stack, start, size).reshape(old.shape)
-            for stack, old in zip(stacks, leaf.projectors, strict=True)
-        )
+        jax.tree.map(functools.partial(part, start, size), stacks, leaf.projectors)
         for leaf, start, size in zip(group, starts, sizes, strict=True)
     ]
 
@@ -341,35 +346,39 @@ def _put(stack: jax.Array, one: jax.Array, entry: jax.Array) -> jax.Array:
 
 def _propose(
     method: Subspace,
+    storage: Storage,
     gradients: Sequence[jax.Array],
-    previous: Sequence[jax.Array],
+    previous: Projectors,
     key: jax.Array,
     cold: jax.Array,
-) -> tuple[list[jax.Array], jax.Array]:
-    """A new basis for each side, and whether all of them may be used."""
+) -> tuple[Projectors, jax.Array]:
+    """A new basis for each side, stored, and whether all of them may be used."""
     dtype = accumulation_dtype(gradients[0])
     size = jnp.max(jnp.abs(gradients[0])).astype(dtype)
     usable = jnp.isfinite(size) & (size > 0)
     bases, sound = [], usable
-    for number, (gradient, old) in enumerate(zip(gradients, previous, strict=True)):
+    for number, (gradient, stored) in enumerate(zip(gradients, previous, strict=True)):
         # Dividing first makes the basis independent of the gradient's scale, squares of
         # 1e±30 included, and keeps NaN away from LAPACK.
         unit = jnp.where(usable, gradient.astype(dtype) / size, 0)
         side_key = key if number == 0 else jax.random.fold_in(key, number)
+        shape = (len(gradient), jax.tree.leaves(stored)[0].shape[1])
+        old = storage.decode(stored, shape, dtype)
         basis = method.basis(unit, old.astype(dtype), side_key, cold)
-        _check_shape(method, basis, gradient, old)
+        _check_shape(method, basis, gradient, shape)
+        # The check is of what the method found: few bits are not as orthonormal.
         sound = sound & _sound(method, basis)
-        bases.append(basis.astype(old.dtype))
-    return bases, sound
+        bases.append(storage.encode(basis, stored))
+    return tuple(bases), sound
 
 
 def _check_shape(
-    method: Subspace, basis: jax.Array, gradient: jax.Array, old: jax.Array
+    method: Subspace, basis: jax.Array, gradient: jax.Array, shape: tuple[int, int]
 ) -> None:
-    if basis.shape != old.shape:
+    if basis.shape != shape:
         raise ValueError(
             f"{method!r} returned a basis of shape {basis.shape} for a gradient of"
-            f" shape {gradient.shape}; it must be (m, rank) = {old.shape}."
+            f" shape {gradient.shape}; it must be (m, rank) = {shape}."
         )
 
 

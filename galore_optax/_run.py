@@ -14,8 +14,8 @@ from galore_optax._inner import ParamsUse, params_use
 from galore_optax._leaves import Flat
 from galore_optax._matrices import Matrix, Plan
 from galore_optax._projection import lift, project, zero_coordinates
-from galore_optax._refresh import Projectors
 from galore_optax._sharding import explicit_sharding
+from galore_optax._stored import Projectors
 
 
 @dataclasses.dataclass(frozen=True)

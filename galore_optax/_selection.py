@@ -10,6 +10,7 @@ from galore_optax._dimensions import WeightDimensionNumbers, resolve, unsuitable
 from galore_optax._layout import Axes, Verdict
 from galore_optax._leaves import flatten
 from galore_optax._matrices import Matrix, Plan, Side, few
+from galore_optax._stored import Storage
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax._whole import current
 
@@ -60,13 +61,14 @@ class _Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The user's choice of leaves, ranks, gaps, scales and sides."""
+    """The user's choice of leaves, ranks, gaps, scales, sides and storage."""
 
     rank: PerLeaf[int]
     update_proj_gap: PerLeaf[Scalar]
     scale: PerLeaf[Scalar]
     proj_type: ProjType
     weight_dimension_numbers: WeightDimensionNumbers
+    storage: Storage
 
     def __post_init__(self) -> None:
         if self.proj_type not in PROJ_TYPES:
@@ -130,6 +132,7 @@ class Selection:
             rank=min(check_rank(_at(self.rank, leaf), path), leaf.rows, leaf.cols),
             gap=check_gap(_at(self.update_proj_gap, leaf), path),
             scale=check_scale(_at(self.scale, leaf), path),
+            storage=self.storage,
             reason=place.reason,
             number=place.number,
             sliced=sliced,

@@ -8,8 +8,9 @@ import jax
 import optax
 
 from galore_optax._leaves import is_masked
-from galore_optax._matrices import Plan
-from galore_optax._refresh import Projectors, Refresh
+from galore_optax._matrices import Matrix, Plan
+from galore_optax._refresh import Refresh
+from galore_optax._stored import Projectors, QuantizedProjector, describe_stored
 
 
 class GaLoreState(NamedTuple):
@@ -29,8 +30,9 @@ class GaLoreState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]  # shape=(), int32: updates so far
     key: jax.Array  # raw PRNG key of the run, never changed
-    # Like params; each projected leaf is (*batch axes, *projected axes, rank), a pair
-    # of those for proj_type "full", and MaskedNode where nothing is projected.
+    # Like params; each projected leaf is (*batch axes, *projected axes, rank), or a
+    # QuantizedProjector, a pair of those for proj_type "full", and MaskedNode where
+    # nothing is projected.
     projector: Any
     refresh: Refresh  # when each matrix was refreshed last, how often refused
     inner_state: Any  # of the inner transformation; projected axes have become rank
@@ -67,26 +69,32 @@ def read(plan: Plan, state: GaLoreState) -> list[Projectors]:
 
 
 def _as_tuple(node: Any) -> Projectors:
-    return tuple(node) if isinstance(node, (tuple, list)) else (node,)
+    is_pair = isinstance(node, (tuple, list)) and not _is_quantized(node)
+    return tuple(node) if is_pair else (node,)
+
+
+def _is_quantized(node: Any) -> bool:
+    return isinstance(node, QuantizedProjector)
 
 
 def _check_projector(plan: Plan, position: int, path: str, node: Any) -> None:
-    matrix = plan.matrices[position]
-    found = () if is_masked(node) else tuple(x.shape for x in _as_tuple(node))
-    expected = (
-        tuple(matrix.projector_shape(side) for side in matrix.sides) if matrix else ()
-    )
+    found = () if is_masked(node) else tuple(map(describe_stored, _as_tuple(node)))
+    expected = _expected(plan.matrices[position])
     if found != expected:
         raise ValueError(
             f"the state holds {_projectors(found)} for '{path}', but this configuration"
             f" needs {_projectors(expected)}. Restore the state with the rank,"
-            " proj_type and weight_dimension_numbers it was saved with, or call init"
-            " for a new one."
+            " proj_type, projector_dtype and weight_dimension_numbers it was saved"
+            " with, or call init for a new one."
         )
 
 
-def _projectors(shapes: tuple[tuple[int, ...], ...]) -> str:
-    if not shapes:
-        return "no projector"
-    rank = shapes[0][-1]
-    return f"a projector of rank {rank} and shape {' and '.join(map(str, shapes))}"
+def _expected(matrix: Matrix | None) -> tuple[str, ...]:
+    if matrix is None:
+        return ()
+    shapes = map(matrix.projector_shape, matrix.sides)
+    return tuple(matrix.storage.expected(len(matrix.batch), x) for x in shapes)
+
+
+def _projectors(found: tuple[str, ...]) -> str:
+    return f"a projector of {' and of '.join(found)}" if found else "no projector"

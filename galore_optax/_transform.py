@@ -49,10 +49,7 @@ def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
     _refuse_values(inner, inner_params)
     leaves = [plan.flat.values[matrix.position] for matrix in plan.projected]
     projectors = [
-        tuple(
-            initial_projector(matrix, side, leaf, config.projector_dtype or leaf.dtype)
-            for side in matrix.sides
-        )
+        tuple(initial_projector(matrix, side, leaf) for side in matrix.sides)
         for matrix, leaf in zip(plan.projected, leaves, strict=True)
     ]
     return GaLoreState(

@@ -206,4 +206,4 @@ def test_other_types() -> None:
         go.galore(ADAM, stagger=1)
     for name in ("projector_dtype", "moment_dtype"):
         with pytest.raises(TypeError, match=f"{name}=.*floating-point"):
-            go.galore(ADAM, **{name: jnp.int8})
+            go.galore(ADAM, **{name: jnp.int16})

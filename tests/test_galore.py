@@ -235,6 +235,12 @@ def test_describe() -> None:
     assert report.warnings == ()
 
 
+def test_describe_after_another_trace_of_init() -> None:
+    tx, params = go.galore(optax.adam(0.1), rank=2), {"w": jnp.ones((8, 12))}
+    jax.eval_shape(tx.init, params)
+    assert str(go.describe(tx, params)) == str(go.describe(tx, params))
+
+
 def test_describe_warns_where_state_exceeds_adam() -> None:
     report = go.describe(go.galore(optax.adam(LR), rank=16), PARAMS)
     assert any(text.startswith("'w' takes") for text in report.warnings)

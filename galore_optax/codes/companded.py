@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from galore_optax.codes._base import Code, Quantized
+from galore_optax.codes._scales import round_up
 
 _LARGEST_BLOCK = 64
 _SMALLEST_BLOCK = 8  # below that the scales weigh more than a quarter of the codes
@@ -41,7 +42,7 @@ class _Companded:
         x = jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32)
         blocks, axis = self._blocks(x)
         largest = jnp.max(jnp.abs(blocks), axis=axis + 1, keepdims=True)
-        scales = _round_up(largest)
+        scales = round_up(largest)
         unit = blocks / jnp.where(scales > 0, scales.astype(jnp.float32), 1)
         if signed:
             codes = jnp.round(127 * (2 * unit / (1 + jnp.abs(unit)))).astype(jnp.int8)
@@ -72,13 +73,6 @@ def _axis(shape: Sequence[int]) -> int:
 def _largest_divisor(length: int) -> int:
     limit = min(length, _LARGEST_BLOCK)
     return next(n for n in range(limit, 0, -1) if length % n == 0)
-
-
-def _round_up(x: jax.Array) -> jax.Array:
-    """The least bf16 not below x >= 0, so that x / scale <= 1."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    upper = ((bits + 0xFFFF) >> 16).astype(jnp.uint16)
-    return jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
 
 
 def companded(*, block: int | None = None, min_size: int = 4096) -> Code:

@@ -35,7 +35,8 @@ class Subspace(Protocol):
         Args:
           gradient: (m, n), f32 or f64, finite, its largest entry 1 in size; its
             *columns'* space is the one to describe.
-          previous: (m, rank), the basis in use, `rank <= min(m, n)`.
+          previous: (m, rank), the basis in use, `rank <= min(m, n)`; as orthonormal as
+            `projector_dtype` has left it.
           key: a PRNG key, different for every matrix and step.
           cold: bool scalar; whether `previous` is the initial slice of the identity.
 

@@ -42,6 +42,9 @@ TRANSFORMATIONS = {
         optax.adam(LR), rank=4, subspace=go.subspace.random(), stagger=True
     ),
     "galore(adam), full": lambda: go.galore(optax.adam(LR), rank=4, proj_type="full"),
+    "galore(adam), int4": lambda: go.galore(
+        optax.adam(LR), rank=4, projector_dtype="int4", update_proj_gap=3
+    ),
     "galore_adamw": lambda: go.galore_adamw(LR, rank=4, update_proj_gap=2),
     "galore_adafactor": lambda: go.galore_adafactor(LR, rank=4, b1=0.9),
     "chain": _chained,
@@ -57,7 +60,10 @@ TRANSFORMATIONS = {
 SLOW = {
     *("galore(sgd)", "galore(lion)", "galore(lamb)", "galore(adam), full"),
     *("galore_adamw", "quantized(adam)"),
-    *(f"galore(adam), {name}" for name in ("svd", "eigh", "randomized", "random")),
+    *(
+        f"galore(adam), {name}"
+        for name in ("svd", "eigh", "randomized", "random", "int4")
+    ),
 }
 
 every = pytest.mark.parametrize(
