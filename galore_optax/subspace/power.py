@@ -45,7 +45,7 @@ class _Power:
         def product(basis: jax.Array) -> jax.Array:
             return matmul(matmul(basis, gradient), gradient.T)
 
-        return iterate(start, product, steps).T
+        return iterate(start, product, steps, noise).T
 
 
 def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
