@@ -33,6 +33,27 @@ def machine() -> dict[str, Any]:
     }
 
 
+def device_bytes() -> int | None:
+    """Memory of the first accelerator; asked in a process that lets go of it."""
+    code = (
+        "import jax; print((jax.devices()[0].memory_stats() or {}).get('bytes_limit'))"
+    )
+    everything = os.environ | {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "1.0",
+    }
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=everything, capture_output=True, check=True)
+    text = found.stdout.decode().strip()
+    return int(text) if text.isdigit() else None
+
+
+def width(model: str) -> int:
+    from model import Config
+
+    return Config.load(model).width
+
+
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,6 +4,7 @@
     "adamw"             optax.adamw
     "galore_adamw"      galore_optax.galore_adamw
     "galore_<any>"      galore_optax.galore(<any>), options for both
+    "<any>8bit"         galore_optax.quantized(<any>), its option code too
 
 Any optimizer that `optax` exports is known by its name there.
 """
@@ -41,13 +42,13 @@ READY = {
     "galore_adamw8bit": galore_optax.galore_adamw8bit,
     "galore_adafactor": galore_optax.galore_adafactor,
 }
-_PREFIX = "galore_"
+_PREFIX, _SUFFIX = "galore_", "8bit"
 _GALORE = list(inspect.signature(galore_optax.galore).parameters)[1:]
 
 
 def names() -> list[str]:
-    wrapped = [_PREFIX + name for name in PLAIN]
-    return sorted({*PLAIN, *READY, *wrapped})
+    plain = [*PLAIN, *(name + _SUFFIX for name in PLAIN)]
+    return sorted({*plain, *READY, *(_PREFIX + name for name in plain)})
 
 
 def make(
@@ -71,12 +72,16 @@ def make(
         options = options | {option: _method(option, options[option])}
     if name in READY:
         return READY[name](learning_rate, **options)
-    if name in PLAIN:
-        return PLAIN[name](learning_rate, **options)
     outer = {key: value for key, value in options.items() if key in _GALORE}
     inner = {key: value for key, value in options.items() if key not in _GALORE}
-    plain = PLAIN[name.removeprefix(_PREFIX)](learning_rate, **inner)
-    return galore_optax.galore(plain, **outer)
+    code = inner.pop("code", None)
+    tx = PLAIN[_plain_name(name)](learning_rate, **inner)
+    tx = galore_optax.quantized(tx, code=code) if name.endswith(_SUFFIX) else tx
+    return galore_optax.galore(tx, **outer) if name.startswith(_PREFIX) else tx
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
 
 
 def options_of(name: str) -> list[str]:
@@ -85,11 +90,13 @@ def options_of(name: str) -> list[str]:
         near = _near(name, names())
         raise ValueError(
             f"unknown optimizer {name!r}.{near} Known: {', '.join(PLAIN)}, and each of"
-            f" these with {_PREFIX} before it."
+            f" these with {_PREFIX} before it, {_SUFFIX} after it or both."
         )
-    if name in READY or name in PLAIN:
-        return _parameters((READY | PLAIN)[name])
-    return _GALORE + _parameters(PLAIN[name.removeprefix(_PREFIX)])
+    if name in READY:
+        return _parameters(READY[name])
+    found = _parameters(PLAIN[_plain_name(name)])
+    found += ["code"] if name.endswith(_SUFFIX) else []
+    return _GALORE + found if name.startswith(_PREFIX) else found
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:

@@ -34,7 +34,7 @@ class Settings:
     """prose, core or c4."""
     optimizer: str = "galore_adamw"
     """AdamW is the yardstick: adamw. Any optimizer of optax, with galore_ before it for
-    its projected version."""
+    its projected version, 8bit after it for moments in eight bits."""
     options: tuple[str, ...] = ()
     """Of the optimizer, as in: rank=128 scale=0.25 subspace=svd weight_decay=0.01."""
 
