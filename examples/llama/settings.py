@@ -23,7 +23,7 @@ class Settings:
     """A training run. The first argument may be a TOML file with any of these."""
 
     model: str = "demo"
-    """A name in configs/, or the path of a config.json."""
+    """9m to 13b or demo, or the path of a config.json."""
     corpus: str = "prose"
     """prose, core or c4."""
     optimizer: str = "galore_adamw"
