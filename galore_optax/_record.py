@@ -27,7 +27,7 @@ _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar
 
 
 def record(plan: Plan, stagger: bool) -> None:
-    """Called by `init`; heard only inside `plans_of`."""
+    """Called by `init`; heard only inside `listen`."""
     records = _RECORDS.get()
     if records is not None:
         records.append(Recorded(plan.without_values(), stagger))
@@ -43,22 +43,30 @@ def _listening() -> Iterator[list[Recorded]]:
         _RECORDS.reset(token)
 
 
+def listen(
+    tx: optax.GradientTransformation, params: Any
+) -> tuple[tuple[Recorded, ...], Any]:
+    """What every `galore` inside `tx` projects, if any, and the abstract state."""
+    with _listening() as records:
+        state = jax.eval_shape(tx.init, params)
+    return tuple(records), state
+
+
 def plans_of(
     tx: optax.GradientTransformation, params: Any
 ) -> tuple[tuple[Recorded, ...], Any]:
-    """What every `galore` inside `tx` projects, and the abstract state of `tx`.
+    """As `listen`, for a transformation that must contain a `galore`.
 
     Raises:
       ValueError: there is none.
     """
-    with _listening() as records:
-        state = jax.eval_shape(tx.init, params)
+    records, state = listen(tx, params)
     if not records:
         raise ValueError(
             "this transformation contains no galore. Pass the one that is given to"
             " init, such as galore_optax.galore(optax.adam(1e-3), rank=128)."
         )
-    return tuple(records), state
+    return records, state
 
 
 def galore_states(records: tuple[Recorded, ...], state: Any) -> list[GaLoreState]:
