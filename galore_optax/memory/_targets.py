@@ -19,6 +19,7 @@ _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock is for devices, and none is used
 }
 _SIZE = re.compile(r"device_memory_size: (\d+)")
 
