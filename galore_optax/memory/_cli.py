@@ -54,7 +54,7 @@ def _plan(found: argparse.Namespace) -> int:
     methods = _methods(found.method, parse_options(found.option))
     budget = parse_size(found.budget) if found.budget else None
     plans = [plan(sizes, method, setting) for method in methods]
-    print(f"{found.model}: {setting}\n\n{table(plans)}\n{notes(plans)}")
+    print(f"{found.model}: {setting}\n\n{table(plans)}\n{notes(plans)}", flush=True)
     if found.png:
         draw(plans, found.png, budget, f"{Path(found.model).stem}: {setting}")
         print(f"wrote {found.png}")
@@ -84,7 +84,8 @@ def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:
     known = {name: option_names(name) for name in names}
     for option in options:
         if not any(option in names for names in known.values()):
-            Method(names[0], ((option, options[option]),)).make()  # names the nearest
+            richest = max(known, key=lambda name: len(known[name]))
+            Method(richest, ((option, options[option]),)).make()  # names the nearest
     return [
         Method(name, tuple((k, v) for k, v in options.items() if k in known[name]))
         for name in names

@@ -16,8 +16,13 @@ from galore_optax.memory._sizes import Sizes
 from galore_optax.memory._step import layerwise_step, plain_step
 from galore_optax.memory._targets import Target
 
-# As in "Used 25.47G of 15.75G hbm."
-_EXCEEDED = re.compile(r"Used (\d+(?:\.\d+)?[KMGT]?) of (\d+(?:\.\d+)?[KMGT]?) hbm")
+# As in "Used 25.47G of 15.75G hbm" and "required for HLO temporaries (52.91G) exceeds
+# available HBM (15.75G)".
+_SIZE = r"(\d+(?:\.\d+)?[KMGT]?)"
+_EXCEEDED = (
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+    re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+)
 # Nothing can be timed without the device.
 _OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": {}}
 
@@ -87,7 +92,8 @@ def _assign(lowered: Any, target: Target, tokens: int) -> Assignment:
 
 
 def _refusal(error: Exception, target: Target, tokens: int) -> Assignment:
-    found = _EXCEEDED.search(str(error))
+    matches = [pattern.search(str(error)) for pattern in _EXCEEDED]
+    found = next((match for match in matches if match), None)
     if found is None:
         raise error
     used, have = (parse_size(_binary(size)) for size in found.groups())

@@ -107,7 +107,8 @@ def verdict(found: Assignment) -> str:
         left = gigabytes(found.capacity - found.total)
         return f"fits {found.target}: {gigabytes(found.total)} of {have}, {left} free."
     excess = gigabytes(found.total - found.capacity)
+    refused = " The compiler refused it." if found.refused is not None else ""
     return (
         f"does not fit {found.target}: {gigabytes(found.total)}, {excess} more than its"
-        f" {have}."
+        f" {have}.{refused}"
     )
