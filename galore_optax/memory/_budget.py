@@ -61,11 +61,10 @@ class Choice:
         return (-(self.rank or _FULL), len(self.compromises), self.plan.total)
 
     def beats(self, other: "Choice") -> bool:
-        """Whether it has no lower rank and only some of the other's compromises."""
-        as_good = (self.rank or _FULL) >= (other.rank or _FULL)
+        """Whether it comes first, with only some of the other's compromises."""
         fewer = Counter(self.compromises) <= Counter(other.compromises)
         same = self.method.family == other.method.family
-        return same and as_good and fewer and self.order < other.order
+        return same and fewer and self.order < other.order
 
 
 class NothingFits(ValueError):
