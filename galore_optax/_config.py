@@ -10,7 +10,7 @@ import numpy as np
 
 from galore_optax import subspace as subspaces
 from galore_optax._dimensions import WeightDimensionNumbers
-from galore_optax._matrices import Selection
+from galore_optax._selection import Selection
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.subspace import Subspace
 

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
+from galore_optax._flow import called, follow
+
 
 class ParamsUse(enum.Enum):
     """How an inner transformation depends on `params`."""
@@ -102,17 +104,7 @@ def params_use(
 
 
 def _run(closed: core.ClosedJaxpr, marks: Sequence[Mark]) -> list[Mark]:
-    jaxpr = closed.jaxpr
-    known: dict[Any, Mark] = dict(zip(jaxpr.invars, marks, strict=True))
-
-    def read(atom: Any) -> Mark:
-        return _CLEAN if isinstance(atom, core.Literal) else known.get(atom, _CLEAN)
-
-    for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        outputs = _apply(equation, inputs)
-        known.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return follow(closed, marks, _apply, _CLEAN)
 
 
 def _apply(equation: Any, inputs: list[Mark]) -> list[Mark]:
@@ -122,15 +114,12 @@ def _apply(equation: Any, inputs: list[Mark]) -> list[Mark]:
     name, params = equation.primitive.name, equation.params
     if name == "cond":
         return _apply_cond(params["branches"], inputs)
-    if name in ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call"):
-        return _run(_closed(params.get("jaxpr") or params["call_jaxpr"]), inputs)
+    jaxpr = called(equation)
+    if jaxpr is not None:
+        return _run(jaxpr, inputs)
     if name == "optimization_barrier":
         return inputs
     return [_apply_primitive(equation, inputs)] * number
-
-
-def _closed(jaxpr: Any) -> core.ClosedJaxpr:
-    return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
 
 
 def _apply_cond(branches: Sequence[Any], inputs: list[Mark]) -> list[Mark]:

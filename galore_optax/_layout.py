@@ -44,6 +44,10 @@ class Axes:
     rows: tuple[int, ...]
     cols: tuple[int, ...]
 
+    @property
+    def both(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.rows, self.cols
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:

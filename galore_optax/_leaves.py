@@ -56,6 +56,9 @@ class Flat:
         leaves = [jax.tree.leaves(node)[0] for node in self.nodes]
         return [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves]
 
+    def items(self) -> list[tuple[str, Any]]:
+        return list(zip(self.paths, self.values, strict=True))
+
     def rebuild(self, values: Sequence[Any], boxed: Sequence[bool]) -> Any:
         """The tree with `values` at its leaves, boxes kept where `boxed`."""
         nodes = [

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from galore_optax._config import Config
 from galore_optax._leaves import is_masked
 from galore_optax._matrices import Plan
 from galore_optax._state import GaLoreState
@@ -18,7 +19,7 @@ class Recorded(NamedTuple):
     """One `galore` inside a transformation."""
 
     plan: Plan
-    stagger: bool
+    config: Config
 
 
 _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar(
@@ -26,11 +27,11 @@ _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar
 )
 
 
-def record(plan: Plan, stagger: bool) -> None:
-    """Called by `init`; heard only inside `listen`."""
+def record(plan: Plan, config: Config) -> None:
+    """Called by `init`; heard only inside `plans_of`."""
     records = _RECORDS.get()
     if records is not None:
-        records.append(Recorded(plan.without_values(), stagger))
+        records.append(Recorded(plan.without_values(), config))
 
 
 @contextlib.contextmanager
@@ -43,24 +44,15 @@ def _listening() -> Iterator[list[Recorded]]:
         _RECORDS.reset(token)
 
 
-def listen(
-    tx: optax.GradientTransformation, params: Any
-) -> tuple[tuple[Recorded, ...], Any]:
-    """What every `galore` inside `tx` projects, if any, and the abstract state."""
-    with _listening() as records:
-        state = jax.eval_shape(tx.init, params)
-    return tuple(records), state
-
-
 def plans_of(
     tx: optax.GradientTransformation, params: Any
 ) -> tuple[tuple[Recorded, ...], Any]:
-    """As `listen`, for a transformation that must contain a `galore`.
+    """What every `galore` inside `tx` projects, and the abstract state of `tx`.
 
     Raises:
       ValueError: there is none.
     """
-    records, state = listen(tx, params)
+    records, state = heard(tx, params)
     if not records:
         raise ValueError(
             "this transformation contains no galore. Pass the one that is given to"
@@ -69,18 +61,28 @@ def plans_of(
     return records, state
 
 
+def heard(
+    tx: optax.GradientTransformation, params: Any
+) -> tuple[tuple[Recorded, ...], Any]:
+    """As `plans_of`, but there may be none."""
+    with _listening() as records:
+        # A new function each time: JAX would remember the shapes, and trace no more.
+        state = jax.eval_shape(lambda tree: tx.init(tree), params)
+    return tuple(records), state
+
+
 def galore_states(records: tuple[Recorded, ...], state: Any) -> list[GaLoreState]:
     """The part of `state` that belongs to each record.
 
     Raises:
       ValueError: `state` holds none for some record.
     """
-    nodes = jax.tree.leaves(state, is_leaf=_is_state)
-    states = [node for node in nodes if _is_state(node)]
+    nodes = jax.tree.leaves(state, is_leaf=is_state)
+    states = [node for node in nodes if is_state(node)]
     return [_state_of(record.plan, states) for record in records]
 
 
-def _is_state(node: Any) -> bool:
+def is_state(node: Any) -> bool:
     return isinstance(node, GaLoreState)
 
 

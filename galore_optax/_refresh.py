@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from galore_optax._matrices import Matrix, Side
+from galore_optax._matrices import Matrix, Numbering, Plan, Side
 from galore_optax._projection import accumulation_dtype
 from galore_optax._sharding import explicit_sharding, place, replicated
 from galore_optax.subspace import Subspace
@@ -68,8 +68,9 @@ class Calendar:
         return (refresh.last < 0) | (refresh.last < self.latest(count))
 
 
-def calendar(matrices: Sequence[Matrix], stagger: bool) -> Calendar:
+def calendar(plan: Plan, stagger: bool) -> Calendar:
     """Multiples of each gap; with `stagger`, shifted by an even share of it."""
+    matrices, (numbers, total) = plan.projected, plan.numbering
     counts = [matrix.count for matrix in matrices]
     gaps: Any
     if any(isinstance(matrix.gap, jax.Array) for matrix in matrices):
@@ -77,8 +78,7 @@ def calendar(matrices: Sequence[Matrix], stagger: bool) -> Calendar:
         gaps = jnp.repeat(gaps, np.array(counts), total_repeat_length=sum(counts))
     else:
         gaps = np.repeat([matrix.gap for matrix in matrices], counts).astype(np.int32)
-    order = np.arange(sum(counts), dtype=np.int32)
-    return Calendar(gaps, order * gaps // len(order) if stagger else order * 0)
+    return Calendar(gaps, numbers * gaps // total if stagger else 0 * gaps)
 
 
 @jax.custom_batching.custom_vmap
@@ -100,7 +100,7 @@ def _any_of_lanes(
 
 
 def refresh_when_due(
-    matrices: Sequence[Matrix],
+    plan: Plan,
     gradients: Sequence[jax.Array],
     projectors: list[Projectors],
     refresh: Refresh,
@@ -114,8 +114,8 @@ def refresh_when_due(
     """New projectors for every matrix that is due, the old ones for the rest.
 
     Args:
-      matrices: the projected leaves.
-      gradients: theirs, full size.
+      plan: what is projected.
+      gradients: of the projected leaves, full size.
       projectors: theirs.
       refresh: of all their matrices.
       method: finds the bases.
@@ -128,9 +128,9 @@ def refresh_when_due(
     Returns:
       projectors and refresh.
     """
-    if when is False:
+    if when is False or not plan.projected:
         return projectors, refresh
-    owed = calendar(matrices, stagger).owed(refresh, count)
+    owed = calendar(plan, stagger).owed(refresh, count)
     owed = jnp.ones_like(owed) if when is True else owed
     owed = owed if when is None or when is True else owed & when
     lanes = _any_lane(owed)
@@ -139,8 +139,10 @@ def refresh_when_due(
         old: tuple[list[Projectors], Refresh],
     ) -> tuple[list[Projectors], Refresh]:
         projectors, refresh = old
-        turn = _Turn(method, lanes, owed, refresh.last < 0, key, count)
-        found, accepted = _renew_all(_leaves(matrices, gradients, projectors), turn)
+        cold = refresh.last < 0
+        turn = _Turn(method, lanes, owed, cold, key, count, plan.numbering)
+        leaves = _leaves(plan.projected, gradients, projectors)
+        found, accepted = _renew_all(leaves, turn)
         return found, Refresh(
             last=jnp.where(accepted, count, refresh.last),
             refused=refresh.refused + (owed & ~accepted).astype(jnp.int32),
@@ -154,7 +156,7 @@ def refresh_when_due(
 
 
 class _Turn(NamedTuple):
-    """What a refresh knows of every matrix of the tree, one entry each."""
+    """What a refresh knows of every matrix at hand, one entry each."""
 
     method: Subspace
     lanes: jax.Array  # due in any lane of a vmap
@@ -162,11 +164,17 @@ class _Turn(NamedTuple):
     cold: jax.Array  # never refreshed
     key: jax.Array  # of the run
     step: jax.Array
+    numbering: Numbering
 
-    def key_of(self, number: jax.Array) -> jax.Array:
+    def key_of(self, entry: jax.Array) -> jax.Array:
         # One fold for both: each is a kernel of its own to compile.
-        turn = self.step.astype(jnp.uint32) * len(self.owed)
-        return jax.random.fold_in(self.key, turn + number.astype(jnp.uint32))
+        turn = self.step.astype(jnp.uint32) * self.numbering.total
+        number = self._number(entry).astype(jnp.uint32)
+        return jax.random.fold_in(self.key, turn + number)
+
+    def _number(self, entry: jax.Array) -> jax.Array:
+        numbers, total = self.numbering
+        return entry if len(numbers) == total else _at(jnp.asarray(numbers), entry)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,21 +26,15 @@ class Frame:
     projectors: tuple[Projectors, ...]
     dtypes: tuple[jnp.dtype, ...]  # what the inner computes in, by leaf
 
-    def coordinates(self, values: Sequence[jax.Array]) -> list[jax.Array]:
-        """`PᵀX` for each projected leaf, the leaf for the rest; inner's dtypes."""
+    def weights(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+        """`Z = PᵀW / scale`, the coordinates that the inner's updates add to."""
         result = list(values)
         for matrix, projectors in self.pairs():
             position = matrix.position
-            result[position] = project(matrix, projectors, values[position])
+            whole = project(matrix, projectors, values[position])
+            scale = jnp.asarray(matrix.scale, whole.dtype)
+            result[position] = whole / scale
         return self.cast(result)
-
-    def weights(self, values: Sequence[jax.Array]) -> list[jax.Array]:
-        """`Z = PᵀW / scale`, the coordinates that the inner's updates add to."""
-        result = self.coordinates(values)
-        for matrix in self.plan.projected:
-            scale = jnp.asarray(matrix.scale, result[matrix.position].dtype)
-            result[matrix.position] = result[matrix.position] / scale
-        return result
 
     def lift(
         self, updates: Sequence[jax.Array], like: Sequence[jax.Array]
@@ -64,7 +58,7 @@ class Frame:
 def run_inner(
     inner: optax.GradientTransformation,
     frame: Frame,
-    gradients: Sequence[jax.Array],
+    coordinates: Sequence[jax.Array],
     params: Flat | None,
     state: Any,
     extra_args: dict[str, Any],
@@ -74,7 +68,7 @@ def run_inner(
     Args:
       inner: the inner transformation.
       frame: projectors and dtypes.
-      gradients: full size, one a leaf.
+      coordinates: of the gradients, one a leaf, full size where nothing is projected.
       params: full size, or `None` where the caller has none.
       state: of `inner`.
       extra_args: forwarded to `inner`.
@@ -83,20 +77,21 @@ def run_inner(
       full-size updates, one a leaf, and the new state of `inner`.
     """
     flat, full = frame.plan.flat, frame.plan.is_full
-    low = flat.rebuild(frame.coordinates(gradients), full)
+    low = flat.rebuild(frame.cast(coordinates), full)
+    like = (params or flat).values
     update = functools.partial(
         optax.with_extra_args_support(inner).update, **extra_args
     )
     if params is None:
         updates, state = update(low, state, None)
-        return frame.lift(_leaves(flat, updates), gradients), state
+        return frame.lift(_leaves(flat, updates), like), state
     run = _Run(inner.init, update, frame, params)
     inner_params = run.zero_coordinates()
     use = run.params_use(low, state, inner_params)
     if use is ParamsUse.COORDINATES:
         inner_params = run.coordinates()
     updates, new_state = update(low, state, inner_params)
-    lifted = frame.lift(_leaves(flat, updates), gradients)
+    lifted = frame.lift(_leaves(flat, updates), like)
     if use is ParamsUse.ADDITIVE:
         for position, decay in run.linear_part(state).items():
             lifted[position] = lifted[position] + decay.astype(lifted[position].dtype)

@@ -42,7 +42,7 @@ class RefreshSchedule:
 
 
 def _calendar(record: Recorded) -> Calendar:
-    return calendar(record.plan.projected, record.stagger)
+    return calendar(record.plan, record.config.stagger)
 
 
 def refresh_schedule(tx: optax.GradientTransformation, params: Any) -> RefreshSchedule:

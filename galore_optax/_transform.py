@@ -20,7 +20,7 @@ from galore_optax._config import Config
 from galore_optax._inner import depends_on_values
 from galore_optax._leaves import Flat, Placeholder, flatten, without_placeholders
 from galore_optax._matrices import Plan, same_leaves
-from galore_optax._projection import initial_projector, zero_coordinates
+from galore_optax._projection import initial_projector, project, zero_coordinates
 from galore_optax._record import record
 from galore_optax._refresh import Refresh, When, initial_refresh, refresh_when_due
 from galore_optax._run import Frame, run_inner
@@ -43,7 +43,7 @@ def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
     if isinstance(params, Placeholder):
         return _unlabelled(inner_of, config)
     plan = config.selection.plan(params)
-    record(plan, config.stagger)
+    record(plan, config)
     inner = inner_of(plan)
     inner_params = _initial_coordinates(plan, config)
     _refuse_values(inner, inner_params)
@@ -71,7 +71,7 @@ def _unlabelled(inner_of: InnerOf, config: Config) -> GaLoreState:
     def leaf() -> jax.Array:
         return jnp.zeros([])
 
-    inner = inner_of(Plan(flatten(()), (), ()))
+    inner = inner_of(Plan(flatten(()), (), (), 0))
     return GaLoreState(
         count=leaf(),
         key=jax.random.PRNGKey(config.seed),
@@ -119,38 +119,83 @@ def _update(
     params: Any = None,
     *,
     refresh: When = None,
+    projected: bool = False,
     **extra_args: Any,
 ) -> tuple[Any, GaLoreState]:
-    plan = config.selection.plan(updates)
-    weights = _weights(plan, params)
-    gradients = plan.flat.values
+    if projected:
+        plan = _plan_of_coordinates(config, updates, params)
+        weights: Flat | None = plan.flat
+        coordinates = flatten(updates).values
+    else:
+        plan = config.selection.plan(updates)
+        weights = _weights(plan, params)
+        state = renew(plan, config, state, refresh)
+        coordinates = project_all(plan, state)
+    like = weights or plan.flat
+    directions, inner_state = run_inner(
+        inner_of(plan),
+        Frame(
+            plan,
+            tuple(_state.read(plan, state)),
+            tuple(config.moments(x.dtype) for x in like.values),
+        ),
+        coordinates,
+        weights,
+        state.inner_state,
+        extra_args,
+    )
+    return _emit(plan, directions, like), state._replace(
+        count=optax.safe_increment(state.count), inner_state=inner_state
+    )
+
+
+def renew(plan: Plan, config: Config, state: GaLoreState, when: When) -> GaLoreState:
+    """`state` with new projectors wherever one is due, from the gradients in `plan`."""
     projectors, refreshes = refresh_when_due(
-        plan.projected,
-        [gradients[matrix.position] for matrix in plan.projected],
+        plan,
+        [plan.flat.values[matrix.position] for matrix in plan.projected],
         _state.read(plan, state),
         state.refresh,
         method=config.subspace,
         stagger=config.stagger,
         count=state.count,
         key=state.key,
-        when=bool(refresh) if isinstance(refresh, (bool, np.bool_)) else refresh,
+        when=bool(when) if isinstance(when, (bool, np.bool_)) else when,
     )
-    dtypes = tuple(config.moments(x.dtype) for x in (weights or plan.flat).values)
-    directions, inner_state = run_inner(
-        inner_of(plan),
-        Frame(plan, tuple(projectors), dtypes),
-        gradients,
-        weights,
-        state.inner_state,
-        extra_args,
-    )
-    return _emit(plan, directions, weights or plan.flat), GaLoreState(
-        count=optax.safe_increment(state.count),
-        key=state.key,
-        projector=_state.arrange(plan, list(map(_state.as_node, projectors))),
-        refresh=refreshes,
-        inner_state=inner_state,
-    )
+    nodes = list(map(_state.as_node, projectors))
+    return state._replace(projector=_state.arrange(plan, nodes), refresh=refreshes)
+
+
+def project_all(plan: Plan, state: GaLoreState) -> list[jax.Array]:
+    """`PᵀG` for each projected leaf of the gradients in `plan`, the leaf elsewhere."""
+    result = list(plan.flat.values)
+    pairs = zip(plan.projected, _state.read(plan, state), strict=True)
+    for matrix, projectors in pairs:
+        position = matrix.position
+        result[position] = project(matrix, projectors, result[position])
+    return result
+
+
+def _plan_of_coordinates(config: Config, updates: Any, params: Any) -> Plan:
+    if params is None:
+        raise ValueError(
+            "update(..., projected=True) needs params: what was projected cannot be"
+            " told from coordinates. Call update(coordinates, state, params, ...)."
+        )
+    plan = config.selection.plan(params)
+    found = flatten(updates)
+    same_leaves(plan, found, "params")
+    for path, value, matrix, param in zip(
+        found.paths, found.values, plan.matrices, plan.flat.values, strict=True
+    ):
+        expected = matrix.coordinate_shape if matrix else param.shape
+        if value.shape != expected:
+            raise ValueError(
+                f"update(..., projected=True) was given {value.shape} for '{path}',"
+                f" whose coordinates are {expected}. Make them with"
+                " galore_optax.project_gradients."
+            )
+    return plan
 
 
 def _weights(plan: Plan, params: Any) -> Flat | None:

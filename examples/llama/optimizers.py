@@ -122,6 +122,7 @@ def matrices_of_layers(tree: Any) -> Any:
 
     def is_matrix(path: Any, leaf: Any) -> bool:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return name.startswith("layers/") and name.endswith("/kernel")
+        stacks = ("layers/", "blocks/")  # at once, layer by layer
+        return name.startswith(stacks) and name.endswith("/kernel")
 
     return jax.tree_util.tree_map_with_path(is_matrix, tree)

@@ -12,10 +12,16 @@ from typing import Any
 import optax
 import tyro
 
+from galore_optax.layerwise import (
+    Clip,
+    clip_by_global_norm,
+    clip_by_projected_norm,
+)
+
 import optimizers
 from corpora import CORPORA
 from model import Config, Numerics
-from steps import Program, make_mesh
+from steps import LayerProgram, Program, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +56,16 @@ class Settings:
     """Share of the peak that the cosine ends at."""
     clip: float = 1.0
     """Largest global norm of the gradients; 0 clips nothing."""
+    clip_projected: bool = False
+    """With layerwise: clip by the norm of the projected gradients, which takes one
+    backward pass where the global norm takes two, and allows accumulation."""
 
     compute_dtype: str = "float32"
     params_dtype: str = "float32"
     remat: bool = False
     """Recompute activations inside a layer in the backward pass: less memory."""
+    layerwise: bool = False
+    """Update each layer as soon as its gradient is there, and drop the gradient."""
     mesh: tuple[str, ...] = ()
     """Devices by axis, as in: data=2 fsdp=4. fsdp also splits the parameters."""
 
@@ -106,7 +117,24 @@ class Settings:
                 f"tokens={self.tokens} is more than the {self.config.max_tokens} that"
                 f" model {self.model!r} is made for."
             )
+        self._check_layerwise()
         self.transformation()
+
+    def _check_layerwise(self) -> None:
+        if self.clip_projected and not self.layerwise:
+            raise ValueError("clip_projected goes with layerwise alone; add it.")
+        full_norm = self.clip and not self.clip_projected
+        if self.layerwise and full_norm and self.accumulation > 1:
+            raise ValueError(
+                f"layerwise with accumulation={self.accumulation} never holds the whole"
+                f" gradient that clip={self.clip} measures. Add clip_projected, or give"
+                " clip=0."
+            )
+        if self.layerwise and self.axes:
+            raise ValueError(
+                f"layerwise runs on one device, but mesh={' '.join(self.mesh)}. Leave"
+                " one of them out."
+            )
 
     @property
     def config(self) -> Config:
@@ -135,7 +163,8 @@ class Settings:
         """Clipping, the optimizer, and the matrices' own rate."""
         options = _pairs(self.options, "options")
         tx = optimizers.make(self.optimizer, self.schedule(), options)
-        parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        clips = self.clip and not self.layerwise
+        parts = [optax.clip_by_global_norm(self.clip)] if clips else []
         parts.append(tx)
         if self.matrix_rate != 1:
             scaled = optax.scale(self.matrix_rate)
@@ -144,13 +173,16 @@ class Settings:
 
     def program(self) -> Program:
         """The model and the optimizer as functions on this run's devices."""
-        return Program(
-            self.config,
-            Numerics(self.compute_dtype, self.params_dtype, self.remat),
-            self.transformation(),
-            self.accumulation,
-            make_mesh(self.axes),
-        )
+        numerics = Numerics(self.compute_dtype, self.params_dtype, self.remat)
+        tx, mesh = self.transformation(), make_mesh(self.axes)
+        parts = self.config, numerics, tx, self.accumulation, mesh
+        return LayerProgram(*parts, self._clip()) if self.layerwise else Program(*parts)
+
+    def _clip(self) -> Clip | None:
+        if not self.clip:
+            return None
+        by = clip_by_projected_norm if self.clip_projected else clip_by_global_norm
+        return by(self.clip)
 
 
 # What may differ between a run and its resumption.

@@ -19,6 +19,9 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from galore_optax import layerwise
+
+import layers
 from data import PAD
 from model import Config, LLaMA, Numerics
 
@@ -43,8 +46,11 @@ class Program:
     graphdef: Any = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        model = nnx.eval_shape(lambda: self._model(0))
-        object.__setattr__(self, "graphdef", nnx.split(model, nnx.Param)[0])
+        object.__setattr__(self, "graphdef", nnx.split(self.shapes(), nnx.Param)[0])
+
+    def shapes(self) -> LLaMA:
+        """The model without numbers."""
+        return nnx.eval_shape(lambda: self._model(0))
 
     def _model(self, seed: int) -> LLaMA:
         return LLaMA(self.config, nnx.Rngs(seed), self.numerics)
@@ -59,7 +65,7 @@ class Program:
         return jax.jit(make, out_shardings=shardings)()
 
     def init(self, params: Any) -> State:
-        state = State(jnp.int32(0), params, self.tx.init(params))
+        state = State(jnp.int32(0), params, self.init_optimizer(params))
         if self.mesh is None:
             return state
         everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -69,6 +75,9 @@ class Program:
             return x if placed else jax.device_put(x, everywhere)
 
         return jax.tree.map(spread, state)
+
+    def init_optimizer(self, params: Any) -> Any:
+        return self.tx.init(params)
 
     def place(self, params: Any) -> Any:
         """Host arrays as parameters on the mesh, in the dtype of the run."""
@@ -99,13 +108,7 @@ class Program:
     def loss(self, params: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy in nats, summed over predicted tokens of (B, T + 1); count."""
         model = nnx.merge(self.graphdef, nnx.State(params))
-        labels = batch[:, 1:]  # (B, T)
-        known = labels != PAD
-        logits = model(jnp.maximum(batch[:, :-1], 0))  # (B, T, V)
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits.astype(jnp.float32), jnp.maximum(labels, 0)
-        )
-        return jnp.sum(losses * known), jnp.sum(known)
+        return layers.masked_loss(model(layers.inputs(batch)), batch[:, 1:])
 
     def gradients(self, params: Any, parts: jax.Array) -> tuple[jax.Array, Any]:
         """Mean loss over all predicted tokens of (A, B/A, T + 1), and its gradient."""
@@ -127,11 +130,16 @@ class Program:
 
     def update(self, state: State, parts: jax.Array) -> tuple[State, dict[str, Any]]:
         """One optimizer step."""
+        params, opt_state, loss, norm = self.advance(state, parts)
+        metrics = {"loss": loss, "gradient_norm": norm}
+        return State(state.step + 1, params, opt_state), metrics
+
+    def advance(self, state: State, parts: jax.Array) -> tuple[Any, ...]:
+        """Parameters and optimizer state after a step; loss; norm of the gradient."""
         loss, gradients = self.gradients(state.params, parts)
         updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
-        return State(state.step + 1, params, opt_state), metrics
+        return params, opt_state, loss, optax.tree.norm(gradients)
 
     def compiled(self, state: State) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """`update`, which consumes its state, and `loss`, compiled for this state."""
@@ -140,6 +148,29 @@ class Program:
             kept = jax.tree.map(lambda x: x.sharding, state), None
         update = jax.jit(self.update, donate_argnums=0, out_shardings=kept)
         return update, jax.jit(self.loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerProgram(Program):
+    """The same, with each layer updated as soon as its gradient is there."""
+
+    clip: layerwise.Clip | None = None
+    step: layerwise.Step = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        model, remat = layers.functions(self.shapes()), self.numerics.remat
+        step = layerwise.make_step(model, self.tx, clip=self.clip, remat=remat)
+        object.__setattr__(self, "step", step)
+
+    def init_optimizer(self, params: Any) -> Any:
+        return self.step.init(layers.group(params))
+
+    def advance(self, state: State, parts: jax.Array) -> tuple[Any, ...]:
+        params, opt_state, report = self.step.update(
+            layers.group(state.params), state.opt_state, layers.with_weights(parts)
+        )
+        return layers.ungroup(params), opt_state, report.loss, report.norm
 
 
 def make_mesh(axes: dict[str, int]) -> jax.sharding.Mesh | None:

@@ -20,12 +20,12 @@ from typing import Any
 import jax
 import optax
 
-from galore_optax._record import Recorded, listen
+from galore_optax._record import Recorded, heard
+from galore_optax.layerwise import Params
 from galore_optax.memory._activations import Activations
 from galore_optax.memory._bytes import StateBytes, state_bytes, tree_bytes
 from galore_optax.memory._llama import shapes
 from galore_optax.memory._methods import Method
-from galore_optax.memory._parts import Params
 from galore_optax.memory._setting import Setting
 from galore_optax.memory._sizes import Sizes
 from galore_optax.memory._workspace import largest_stack, lift_bytes
@@ -137,7 +137,7 @@ def measure(
     """The exact part of a plan; `model` is `Sizes` or a tree."""
     params = shapes(model, dtype) if isinstance(model, Sizes) else model
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    records, state = listen(tx, params)
+    records, state = heard(tx, params)
     return Measured(params, records, state_bytes(state))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from galore_optax.memory._parts import Model, Params
+from galore_optax.layerwise import Model, Params
 from galore_optax.memory._sizes import Sizes
 
 

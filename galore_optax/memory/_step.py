@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from galore_optax.memory._parts import Model, Params
+from galore_optax.layerwise import Model, Params
 
 Init = Callable[[Params], Any]
 Update = Callable[[Params, Any, Any], Any]

@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from galore_optax import memory
+from galore_optax.layerwise import Params
 from galore_optax.memory import Sizes
-from galore_optax.memory._parts import Params
 from galore_optax.memory._step import layerwise_step, loss_of, plain_step
 
 SIZES = Sizes(vocab=50, width=16, hidden=24, layers=3, heads=2)

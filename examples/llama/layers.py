@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The LLaMA as functions before, in and after its layers, for `galore_optax.layerwise`.
+
+The parameters are those of `model.LLaMA`, only grouped:
+
+    {embed, layers, norm, lm_head}  <->  Params(embed, layers, {norm, lm_head})
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from galore_optax import layerwise
+
+from data import PAD
+from model import LLaMA
+
+
+def group(params: dict[str, Any]) -> layerwise.Params:
+    head = {name: params[name] for name in ("norm", "lm_head")}
+    return layerwise.Params(params["embed"], params["layers"], head)
+
+
+def ungroup(params: layerwise.Params) -> dict[str, Any]:
+    return {"embed": params.embed, "layers": params.blocks, **params.head}
+
+
+def with_weights(parts: jax.Array) -> dict[str, jax.Array]:
+    """Parts (A, B/A, T + 1), and what makes their mean loss that of all tokens (A,)."""
+    count = len(parts)
+    total = jnp.maximum(jnp.sum(parts[:, :, 1:] != PAD), 1)
+    return {"tokens": parts, "weight": jnp.full(count, count / total)}
+
+
+def functions(model: LLaMA) -> layerwise.Model:
+    """The three parts of `model`, which may be abstract.
+
+    Each reads a batch of `with_weights`, without its first axis.
+    """
+    embed, norm, lm_head = map(_pure, (model.embed, model.norm, model.lm_head))
+    block = _pure(_one(model.layers))
+
+    def head(params: Any, tied: Any, x: jax.Array, batch: Any) -> jax.Array:
+        labels = batch["tokens"][:, 1:]  # (B, T)
+        logits = lm_head(params["lm_head"], norm(params["norm"], x))  # (B, T, V)
+        return masked_loss(logits, labels)[0] * batch["weight"]
+
+    return layerwise.Model(
+        embed=lambda params, batch: embed(params, inputs(batch["tokens"])),
+        block=lambda params, x, batch: block(params, x),
+        head=head,
+    )
+
+
+def inputs(batch: jax.Array) -> jax.Array:
+    """What a model reads of (B, T + 1), padding replaced."""
+    return jnp.maximum(batch[:, :-1], 0)  # (B, T)
+
+
+def masked_loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy in nats, summed over the labels that are known; their count."""
+    known = labels != PAD
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), jnp.maximum(labels, 0)
+    )
+    return jnp.sum(losses * known), jnp.sum(known)
+
+
+def _pure(module: nnx.Module) -> Callable[..., jax.Array]:
+    graphdef = nnx.split(module, nnx.Param)[0]
+    return lambda params, x: nnx.merge(graphdef, nnx.State(params))(x)
+
+
+def _one(layers: nnx.Module) -> nnx.Module:
+    """One layer of a stack, abstract."""
+    graphdef, params = nnx.split(layers, nnx.Param)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
+    return nnx.merge(graphdef, one)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of `rank`, `update_proj_gap` and `scale`, whole or of one leaf."""
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from galore_optax._types import Scalar
+
+
+def _where(path: str) -> str:
+    return f" of '{path}'" if path else ""
+
+
+def check_rank(rank: Any, path: str = "") -> int:
+    """`rank` as an int, or an error that says what to write."""
+    if isinstance(rank, jax.core.Tracer):
+        raise TypeError(
+            f"rank{_where(path)} is traced, but it decides shapes and must be a Python"
+            " int. Under optax.inject_hyperparams write"
+            " inject_hyperparams(..., static_args=galore_optax.STATIC_ARGS)."
+        )
+    return _positive_int("rank", rank, path)
+
+
+def check_gap(gap: Any, path: str = "") -> Scalar:
+    """`update_proj_gap` as a positive int, or a traced integer scalar."""
+    if _is_scalar_array(gap, jnp.integer):
+        return gap
+    return _positive_int("update_proj_gap", gap, path)
+
+
+def check_scale(scale: Any, path: str = "") -> Scalar:
+    """`scale` as a positive finite number, or a traced scalar."""
+    if _is_scalar_array(scale, jnp.floating):
+        return scale
+    if not isinstance(scale, (int, float, np.number)) or isinstance(scale, bool):
+        raise TypeError(
+            f"scale{_where(path)} is {scale!r}; it must be a number or a callable of"
+            " one galore_optax.Leaf. A schedule goes through optax.inject_hyperparams."
+        )
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(
+            f"scale={scale!r}{_where(path)} must be positive and finite; the reference"
+            " uses 0.25. To freeze a leaf use optax.partition with optax.set_to_zero()."
+        )
+    return float(scale)
+
+
+def _is_scalar_array(value: Any, kind: Any) -> bool:
+    return (
+        isinstance(value, jax.Array)
+        and value.ndim == 0
+        and jnp.issubdtype(value.dtype, kind)
+    )
+
+
+def _positive_int(name: str, value: Any, path: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(
+            f"{name}={value!r}{_where(path)} must be a positive int, or a callable of"
+            " one galore_optax.Leaf that returns one."
+        )
+    return number

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model in three parts, and one layer of the middle one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from galore_optax._coordinates import project_gradients
+from galore_optax._whole import part_of
+
+
+class Params(NamedTuple):
+    """What is trained, in the order of the forward pass; also gradients and state.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from galore_optax import layerwise
+      >>> params = layerwise.Params(
+      ...     embed={"embedding": jnp.ones((100, 8))},
+      ...     blocks={"up": jnp.ones((6, 8, 32)), "down": jnp.ones((6, 32, 8))},
+      ...     head={"kernel": jnp.ones((8, 100))})
+    """
+
+    embed: Any
+    blocks: Any  # every leaf with a leading layer axis
+    head: Any
+
+
+class Part(NamedTuple):
+    """One of the three, or one layer of the blocks."""
+
+    name: str
+    layer: jax.Array  # int32 scalar; which layer, for blocks
+
+    def of(self, parts: Params) -> Any:
+        """What `parts` hold for it."""
+        whole = getattr(parts, self.name)
+        return at(whole, self.layer) if self.name == "blocks" else whole
+
+    def put(self, parts: Params, value: Any) -> Params:
+        """`parts` with another value for it."""
+        if self.name == "blocks":
+            value = put(parts.blocks, value, self.layer)
+        return parts._replace(**{self.name: value})
+
+    def alone(self, value: Any) -> Params:
+        """`value` as a tree in which paths are those of the whole."""
+        return Params(None, None, None)._replace(**{self.name: value})
+
+
+EMBED, HEAD = Part("embed", jnp.int32(0)), Part("head", jnp.int32(0))
+
+
+def block(layer: jax.Array) -> Part:
+    return Part("blocks", layer)
+
+
+def at(stack: Any, layer: jax.Array) -> Any:
+    return jax.tree.map(
+        lambda x: lax.dynamic_index_in_dim(x, layer, keepdims=False), stack
+    )
+
+
+def put(stack: Any, one: Any, layer: jax.Array) -> Any:
+    return jax.tree.map(
+        lambda x, y: lax.dynamic_update_index_in_dim(x, _row_major(y), layer, 0),
+        stack,
+        one,
+    )
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def layers_of(params: Params) -> int:
+    """How many layers the blocks have.
+
+    Raises:
+      ValueError: there are no blocks, or their leaves disagree; leaves are named.
+    """
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf)[:1]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params.blocks)
+    }
+    sizes = set(found.values())
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            "every leaf of params.blocks needs the same leading layer axis; found"
+            f" {', '.join(f'{path} {list(size)}' for path, size in found.items())}."
+            " Stack the layers with jax.tree.map(lambda *x: jnp.stack(x), *layers)."
+        )
+    return int(sizes.pop()[0])
+
+
+def by_part(params: Params, of: Callable[[Part], Any]) -> Params:
+    """What `of` returns for each part; for the blocks stacked by layer."""
+    layers = jnp.arange(layers_of(params), dtype=jnp.int32)
+    return Params(of(EMBED), jax.vmap(lambda i: of(block(i)))(layers), of(HEAD))
+
+
+class Optimizer(NamedTuple):
+    """A transformation, run on one part at a time as if it had all."""
+
+    tx: optax.GradientTransformationExtraArgs
+    shapes: Params  # of all parameters
+
+    def init(self, params: Params) -> Params:
+        """The state of each part; that of the blocks has a leading layer axis."""
+
+        def of(part: Part) -> Any:
+            return self._in(part, lambda: self.tx.init(part.alone(part.of(params))))
+
+        return by_part(params, of)
+
+    def update(
+        self, part: Part, gradient: Any, state: Any, params: Any, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """New parameters and state of one part."""
+
+        def run() -> tuple[Any, Any]:
+            return self.tx.update(
+                part.alone(gradient), state, part.alone(params), **extra_args
+            )
+
+        updates, state = self._in(part, run)
+        return optax.apply_updates(params, getattr(updates, part.name)), state
+
+    def project(
+        self, part: Part, gradient: Any, state: Any, params: Any, refresh: Any
+    ) -> tuple[Any, Any]:
+        """The coordinates of a gradient, and the state with the bases used."""
+
+        def run() -> tuple[Any, Any]:
+            trees = part.alone(gradient), state, part.alone(params)
+            return project_gradients(self.tx, *trees, refresh=refresh)
+
+        low, state = self._in(part, run)
+        return getattr(low, part.name), state
+
+    def _in(self, part: Part, run: Callable[[], Any]) -> Any:
+        with part_of(self.shapes, part.layer):
+            return run()

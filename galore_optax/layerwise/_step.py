@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training step, a layer at a time.
+
+one micro-batch     backward pass: gradient -> update -> gone
+several             backward passes: gradient -> coordinates, added up
+                    then each part: mean coordinates -> update
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from galore_optax.layerwise._check import refuse_mixing
+from galore_optax.layerwise._clip import Clip
+from galore_optax.layerwise._parts import (
+    Optimizer,
+    Params,
+    Part,
+    by_part,
+    layers_of,
+)
+from galore_optax.layerwise._sweep import Carry, Model, sweep, visit
+
+
+class Report(NamedTuple):
+    """What a step tells."""
+
+    loss: jax.Array  # mean over micro-batches
+    # Of the gradient before clipping; of its coordinates where only these are held
+    # together: over several micro-batches or under clip_by_projected_norm.
+    norm: jax.Array
+
+
+class Step(NamedTuple):
+    """Pure functions, to be compiled by `jax.jit(step.update, donate_argnums=(0, 1))`.
+
+    Without donation the parameters exist twice.
+    """
+
+    init: Callable[[Params], Params]  # params -> state of the optimizer
+    update: Callable[[Params, Params, Any], tuple[Params, Params, Report]]
+    # (params, state, micro-batches) -> (params, state, report)
+
+
+def make_step(
+    model: Model,
+    tx: optax.GradientTransformation,
+    *,
+    clip: Clip | None = None,
+    remat: bool = True,
+) -> Step:
+    r"""A training step that holds the gradient of one layer at a time.
+
+    For each layer, from the last to the first,
+
+    .. math:: G_l = \partial L / \partial W_l, \quad
+        U_l, s_l = \mathrm{tx}(G_l, s_l, W_l), \quad W_l \leftarrow W_l + U_l,
+
+    and :math:`G_l` is dropped. The numbers are those of `tx.update` on the whole tree,
+    to rounding. With several micro-batches the coordinates :math:`P^T G` are added up,
+    the bases coming from the first, and there is one update: see `project_gradients`.
+
+    Args:
+      model: the model's functions.
+      tx: any transformation that treats leaves one by one. It sees a `Params` that
+        holds one layer, or the embedding, or the head, so that masks and labels must be
+        callables that go by path.
+      clip: `clip_by_global_norm(...)`, `clip_by_projected_norm(...)` or nothing.
+      remat: keep only the inputs of layers, and compute each layer again for its
+        gradient; without it, all that the backward pass of every layer needs is kept.
+
+    Returns:
+      `init(params) -> state` and `update(params, state, batches) -> (params, state,
+      report)`. Every leaf of `batches` has a leading axis of micro-batches.
+
+    Raises:
+      ValueError: from `init`, `tx` needs all gradients at once, or blocks are no stack;
+        from `update`, `clip_by_global_norm` with several micro-batches.
+      TypeError: `tx` is no transformation, `clip` no clipping.
+
+    Example:
+      >>> import galore_optax, jax, jax.numpy as jnp, optax
+      >>> from galore_optax import layerwise
+      >>> model = layerwise.Model(
+      ...     embed=lambda params, batch: batch @ params["w"],
+      ...     block=lambda params, x, batch: x + jnp.tanh(x @ params["w"]),
+      ...     head=lambda params, embed, x, batch: jnp.mean(x**2))
+      >>> params = layerwise.Params(
+      ...     {"w": jnp.ones((4, 8))}, {"w": jnp.ones((3, 8, 8))}, {})
+      >>> only = galore_optax.match_paths({
+      ...     "blocks": optax.contrib.MuonDimensionNumbers(1, 2), ".*": None})
+      >>> step = layerwise.make_step(model, galore_optax.galore(
+      ...     optax.adam(1e-2), rank=2, weight_dimension_numbers=only))
+      >>> update = jax.jit(step.update, donate_argnums=(0, 1))
+      >>> state = step.init(params)
+      >>> params, state, report = update(params, state, jnp.ones((1, 2, 4)))
+      >>> report.loss.shape
+      ()
+
+    Source: Lv et al., arXiv 2306.09782 (LOMO); arXiv 2403.03507, section 4.3.
+    """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(
+            f"tx={tx!r} is no optax.GradientTransformation. Pass one, such as"
+            " galore_optax.galore_adamw8bit(1e-2, rank=1024)."
+        )
+    if not isinstance(clip, Clip | None):
+        raise TypeError(
+            f"clip={clip!r} is no clipping. Pass"
+            " layerwise.clip_by_global_norm(1.0) or None."
+        )
+    stepper = _Stepper(model, optax.with_extra_args_support(tx), clip, remat)
+    # Compiled, or the zeros of all moments would exist in f32 before they are coded.
+    return Step(jax.jit(stepper.init), stepper.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stepper:
+    """The functions of a `Step`."""
+
+    model: Model
+    tx: optax.GradientTransformationExtraArgs
+    clip: Clip | None
+    remat: bool
+
+    def init(self, params: Params) -> Params:
+        refuse_mixing(self.tx, params)
+        return self._optimizer(params).init(params)
+
+    def update(
+        self, params: Params, state: Params, batches: Any
+    ) -> tuple[Params, Params, Report]:
+        count = len(jax.tree.leaves(batches)[0])
+        projected = self.clip is not None and self.clip.projected
+        if count > 1 and self.clip and not projected:
+            raise ValueError(
+                f"clip_by_global_norm with {count} micro-batches would need their mean"
+                " gradient at full size. Use clip_by_projected_norm, or one"
+                " micro-batch."
+            )
+        run = self._accumulated if count > 1 or projected else self._fused
+        carry, report = run(Carry(params, state), batches)
+        return carry.params, carry.written, report
+
+    def _fused(self, carry: Carry, batches: Any) -> tuple[Carry, Report]:
+        """Updates each part as soon as its gradient is there."""
+        optimizer = self._optimizer(carry.params)
+        batch = jax.tree.map(lambda x: x[0], batches)
+        factor = jnp.float32(1)
+        if self.clip:
+            squares = _zeros(carry.params)
+            _, found = self._sweep(Carry(carry.params, squares), batch, 1, _measure)
+            factor = self._factor(_norm(found.written))
+
+        def use(
+            part: Part, gradient: Any, params: Any, written: Any
+        ) -> tuple[Any, Any]:
+            state, _ = written
+            square = _square(gradient)
+            gradient = jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient)
+            params, state = optimizer.update(part, gradient, state, params)
+            return params, (state, square)
+
+        squares = _zeros(carry.params)
+        written = Params(*zip(carry.written, squares, strict=True))
+        loss, (params, written) = self._sweep(
+            Carry(carry.params, written), batch, 1, use
+        )
+        state, squares = (Params(*parts) for parts in zip(*written, strict=True))
+        return Carry(params, state), Report(loss, _norm(squares))
+
+    def _accumulated(self, carry: Carry, batches: Any) -> tuple[Carry, Report]:
+        """Adds up coordinates over micro-batches, then updates each part."""
+        optimizer = self._optimizer(carry.params)
+        count = len(jax.tree.leaves(batches)[0])
+        sums = self._zero_coordinates(optimizer, carry)
+
+        def micro_batch(
+            written: Params, batch_and_first: Any
+        ) -> tuple[Params, jax.Array]:
+            batch, first = batch_and_first
+
+            def use(
+                part: Part, gradient: Any, params: Any, written: Any
+            ) -> tuple[Any, Any]:
+                state, total = written
+                low, state = optimizer.project(part, gradient, state, params, first)
+                total = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, low)
+                return params, (state, total)
+
+            loss, (_, written) = self._sweep(
+                Carry(carry.params, written), batch, 1 / count, use
+            )
+            return written, loss
+
+        first = jnp.arange(count) == 0
+        written = Params(*zip(carry.written, sums, strict=True))
+        written, losses = lax.scan(micro_batch, written, (batches, first))
+        state, sums = (Params(*parts) for parts in zip(*written, strict=True))
+        norm = optax.tree.norm(sums)
+        factor = self._factor(norm)
+
+        def use(part: Part, params: Any, state: Any) -> tuple[Any, Any]:
+            low = jax.tree.map(lambda x: x * factor.astype(x.dtype), part.of(sums))
+            return optimizer.update(part, low, state, params, projected=True)
+
+        layers = layers_of(carry.params)
+        carry = visit(Carry(carry.params, state), layers, use)
+        return carry, Report(jnp.mean(losses), norm)
+
+    def _sweep(
+        self, carry: Carry, batch: Any, weight: float, use: Any
+    ) -> tuple[jax.Array, Carry]:
+        return sweep(self.model, carry, batch, weight, use, remat=self.remat)
+
+    def _factor(self, norm: jax.Array) -> jax.Array:
+        if self.clip is None:
+            return jnp.ones_like(norm)
+        return jnp.where(norm < self.clip.max_norm, 1, self.clip.max_norm / norm)
+
+    def _optimizer(self, params: Params) -> Optimizer:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        return Optimizer(self.tx, shapes)
+
+    def _zero_coordinates(self, optimizer: Optimizer, carry: Carry) -> Params:
+        def of(part: Part) -> Any:
+            def project(carry: Carry) -> Any:
+                params = part.of(carry.params)
+                trees = params, part.of(carry.written), params
+                return optimizer.project(part, *trees, False)[0]
+
+            shapes = jax.eval_shape(project, carry)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x)), shapes)
+
+        return by_part(carry.params, of)
+
+
+def _wide(x: Any) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _zeros(params: Params) -> Params:
+    return by_part(params, lambda part: jnp.zeros(()))
+
+
+def _measure(
+    part: Part, gradient: Any, params: Any, written: Any
+) -> tuple[Any, jax.Array]:
+    return params, _square(gradient)
+
+
+def _square(gradient: Any) -> jax.Array:
+    wide = jax.tree.map(lambda x: x.astype(_wide(x)), gradient)
+    return optax.tree.norm(wide, squared=True).astype(jnp.float32)
+
+
+def _norm(squares: Params) -> jax.Array:
+    return jnp.sqrt(sum(map(jnp.sum, squares)))
