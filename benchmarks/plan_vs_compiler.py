@@ -25,6 +25,10 @@ def rank(name: str, value: int) -> Method:
     return Method(name, (("rank", value),))
 
 
+def layerwise(tokens: int, **counts: int) -> Setting:
+    return Setting(tokens, remat=True, layerwise=True, **counts)
+
+
 def _case(model: str, method: Method | str, setting: Setting = TINY) -> Any:
     return model, Method(method) if isinstance(method, str) else method, setting
 
@@ -51,6 +55,12 @@ CASES = [
     *(_case("1b", "adamw", Setting(2048, 2, remat=r)) for r in (False, True)),
     *(_case("7b", "adamw", Setting(1024, 1, remat=r)) for r in (False, True)),
     _case("7b", rank(GALORE + "8bit", 1024), Setting(2048, remat=True)),
+    # Layerwise.
+    *(_case("7b", rank(GALORE + "8bit", 1024), layerwise(t)) for t in (256, 2048)),
+    _case("1b", rank(GALORE, 512), layerwise(256)),
+    _case("1b", "adamw", layerwise(1024)),
+    _case("1b", rank(GALORE + "8bit", 512), layerwise(512, batch=2, accumulation=2)),
+    _case("130m", rank(GALORE, 256), layerwise(256, batch=8)),
     # Accumulation and f32.
     _case("1b", "adamw", dataclasses.replace(LONG, accumulation=4)),
     _case("1b", rank(GALORE, 512), dataclasses.replace(TINY, accumulation=4)),

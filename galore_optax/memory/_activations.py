@@ -60,6 +60,11 @@ class Activations:
         return (_WIDE + self.setting.itemsize) * self._count * self.sizes.vocab
 
     @property
+    def logit_gradients(self) -> int:
+        """s·N·V."""
+        return self.setting.itemsize * self._count * self.sizes.vocab
+
+    @property
     def head_workspace(self) -> int:
         """2·s·N·D: the normed input of the head and its gradient."""
         return 2 * self.layer_input

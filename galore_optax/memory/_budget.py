@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from galore_optax.memory._estimate import Measured, Plan, estimate, measure
+from galore_optax.memory._estimate import Plan, estimate, measure
 from galore_optax.memory._methods import Method
 from galore_optax.memory._setting import Setting
 from galore_optax.memory._sizes import Sizes
 from galore_optax.memory._table import gigabytes, ruled
+from galore_optax.memory._workspace import Measured
 
 _FULL = 10**9  # rank of a method without projection
 _SMALLEST_RANK = 32
@@ -119,9 +120,16 @@ def search(
 def _candidates(
     sizes: Sizes, methods: Sequence[Method], setting: Setting, space: Space
 ) -> Iterator[Choice]:
-    for method in dict.fromkeys(_variants(sizes, methods, space)):
-        measured = measure(sizes, method.make(), setting.dtype)
-        for one, shrunk in _settings(setting, space):
+    variants = dict.fromkeys(_variants(sizes, methods, space))
+    for method, layerwise in itertools.product(variants, space.layerwise):
+        base = dataclasses.replace(setting, layerwise=layerwise)
+        try:
+            measured = measure(sizes, method.make(), base)
+        except ValueError:
+            if not layerwise:
+                raise
+            continue  # it needs all gradients at once
+        for one, shrunk in _settings(base, space):
             yield _choice(sizes, method, measured, one, shrunk)
 
 
@@ -174,8 +182,8 @@ def _ranks(sizes: Sizes) -> tuple[int, ...]:
 def _settings(
     setting: Setting, space: Space
 ) -> Iterator[tuple[Setting, tuple[str, ...]]]:
-    for remat, layerwise in itertools.product(space.remat, space.layerwise):
-        base = dataclasses.replace(setting, remat=remat, layerwise=layerwise)
+    for remat in space.remat:
+        base = dataclasses.replace(setting, remat=remat)
         yield base, ()
         if space.shrink:
             yield from _shrunk(base)

@@ -11,7 +11,7 @@ A step has phases, and its peak is that of the largest. Beside weights and state
 
 The last line is GaLore's. XLA updates the head before the blocks' gradients exist.
 Accumulation adds a second copy of all gradients. In layerwise steps `blocks` shrinks to
-one layer, whose update happens in the same phase.
+one layer, whose update happens in the same phase, and accumulation adds coordinates.
 """
 
 import dataclasses
@@ -20,15 +20,22 @@ from typing import Any
 import jax
 import optax
 
-from galore_optax._record import Recorded, heard
+from galore_optax._record import heard
 from galore_optax.layerwise import Params
 from galore_optax.memory._activations import Activations
 from galore_optax.memory._bytes import StateBytes, state_bytes, tree_bytes
+from galore_optax.memory._llama import model as functions
 from galore_optax.memory._llama import shapes
 from galore_optax.memory._methods import Method
 from galore_optax.memory._setting import Setting
 from galore_optax.memory._sizes import Sizes
-from galore_optax.memory._workspace import largest_stack, lift_bytes
+from galore_optax.memory._step import layerwise_step
+from galore_optax.memory._workspace import (
+    Measured,
+    coordinates,
+    largest_stack,
+    lift_bytes,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +82,10 @@ class Plan:
 _OF_PHASE = ("gradients", "activations", "workspace")
 _COMMON = "copies that the compiler adds, rounding of addresses, the program itself"
 _NO_ACTIVATIONS = "activations and the model's workspace: only its weights are known"
+_NO_LAYERS = (
+    "layerwise needs to know the layers, but the model is only a tree of shapes. Give a"
+    " configuration or galore_optax.memory.Sizes."
+)
 _REFRESH = "what a refresh of the projectors needs beside its new projectors"
 
 
@@ -119,25 +130,26 @@ def plan(
     label = name or (str(method) if isinstance(method, Method) else "optimizer")
     if isinstance(model, str):
         model = Sizes.load(model)
-    return estimate(model, measure(model, tx, setting.dtype), setting, label)
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What does not depend on how a step is run: shapes of parameters and state."""
-
-    params: Any
-    records: tuple[Recorded, ...]
-    state: StateBytes
+    return estimate(model, measure(model, tx, setting), setting, label)
 
 
 def measure(
-    model: Sizes | Any, tx: optax.GradientTransformation, dtype: str
+    model: Sizes | Any, tx: optax.GradientTransformation, setting: Setting
 ) -> Measured:
-    """The exact part of a plan; `model` is `Sizes` or a tree."""
-    params = shapes(model, dtype) if isinstance(model, Sizes) else model
+    """The exact part of a plan; `model` is `Sizes` or a tree.
+
+    Raises:
+      ValueError: layerwise steps of a tree, or with a `tx` that needs all gradients.
+    """
+    is_llama = isinstance(model, Sizes)
+    params = shapes(model, setting.dtype) if is_llama else model
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     records, state = heard(tx, params)
+    if setting.layerwise:
+        if not is_llama:
+            raise ValueError(_NO_LAYERS)
+        init, _ = layerwise_step(functions(model), tx, setting.remat)
+        state = jax.eval_shape(init, params)
     return Measured(params, records, state_bytes(state))
 
 
@@ -195,24 +207,19 @@ def _layerwise_phases(
     params: Params = measured.params
     embed, blocks, head = map(tree_bytes, params)
     a, layer = activations, blocks // sizes.layers
-    inputs = sizes.layers * a.layer_input * a.setting.accumulation
     lift = lift_bytes(measured.records, a.setting.itemsize)
     update = (lift + measured.state.projectors) // largest_stack(measured.records)
-    backward = layer + a.block_workspace
+    sums = coordinates(measured) if a.setting.accumulation > 1 else 0
     return (
-        Phase("head", head, inputs + a.logits, a.head_workspace),
-        Phase("blocks", layer, inputs + a.layer_saved, backward),
-        Phase("blocks", layer, inputs, layer + update),
-        Phase("embedding", embed, inputs),
+        Phase("head", sums, a.saved + a.logits, a.head_workspace),
+        Phase("head", sums + head, a.saved + a.logit_gradients, a.head_workspace),
+        Phase("blocks", sums + layer, a.saved, layer + a.block_workspace),
+        Phase("blocks", sums + layer, a.saved, layer + update),
+        Phase("embedding", sums + embed, sizes.layers * a.layer_input),
     )
 
 
 def _tree_phases(measured: Measured, setting: Setting) -> tuple[Phase, ...]:
-    if setting.layerwise:
-        raise ValueError(
-            "layerwise needs to know the layers, but the model is only a tree of"
-            " shapes. Give a configuration or galore_optax.memory.Sizes."
-        )
     weights = tree_bytes(measured.params)
     copies = 2 if setting.accumulation > 1 else 1
     leaves = jax.tree.leaves(measured.params)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step that is compiled: the plain one, and the layerwise one."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from galore_optax import layerwise
 from galore_optax.layerwise import Model, Params
 
 Init = Callable[[Params], Any]
@@ -76,15 +76,5 @@ def layerwise_step(
     model: Model, tx: optax.GradientTransformation, remat: bool
 ) -> tuple[Init, Update]:
     """`init` and `step` of `galore_optax.layerwise`, as `plain_step` returns them."""
-    step = _layerwise().make_step(model, tx, remat=remat)
+    step = layerwise.make_step(model, tx, remat=remat)
     return step.init, step.update
-
-
-def _layerwise() -> Any:
-    try:
-        return importlib.import_module("galore_optax.layerwise")
-    except ImportError as error:
-        raise NotImplementedError(
-            "this version of galore_optax has no layerwise step to compile. Leave out"
-            " --compile for the estimate, or --layerwise for a plain step."
-        ) from error

@@ -1,13 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that an optimizer's update needs beside gradients and state."""
+"""What is known of an optimizer from shapes, and what its update needs beside state."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import jax
 
 from galore_optax._matrices import Matrix
 from galore_optax._record import Recorded
+from galore_optax.memory._bytes import StateBytes
 
 _WIDE = 4  # bytes of f32, in which projection products accumulate
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What does not depend on how a step is run: shapes of parameters and state."""
+
+    params: Any
+    records: tuple[Recorded, ...]
+    state: StateBytes
+
+
+def coordinates(measured: Measured) -> int:
+    """f32 bytes of all gradients after projection; those not projected at full size."""
+    leaves = [matrix for record in measured.records for matrix in record.plan.projected]
+    entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(measured.params))
+    saved = sum(
+        math.prod(leaf.shape) - math.prod(leaf.coordinate_shape) for leaf in leaves
+    )
+    return _WIDE * (entries - saved)
 
 
 def lift_bytes(records: Sequence[Recorded], itemsize: int) -> int:

@@ -90,10 +90,12 @@ def test_the_step_trains_and_parts_add_up() -> None:
     assert step(whole, state, TOKENS[None])[2] < loss
 
 
-def test_a_layerwise_step_needs_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "galore_optax.layerwise", None)
-    with pytest.raises(NotImplementedError, match="--layerwise"):
-        layerwise_step(memory.model(SIZES), optax.sgd(0.1), remat=True)
+def test_a_layerwise_step_is_the_plain_one() -> None:
+    params, found = random_params(), []
+    for make in (plain_step, layerwise_step):
+        init, step = make(memory.model(SIZES), optax.sgd(0.1), remat=True)
+        found.append(jax.jit(step)(params, init(params), TOKENS[None])[0])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *found)
 
 
 def test_all_configurations_load() -> None:

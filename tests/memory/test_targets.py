@@ -2,6 +2,8 @@
 """Devices that are not there, and compilers that are not installed."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -87,3 +89,12 @@ def test_a_refused_program_does_not_fit(text: str, used: float) -> None:
 def test_other_failures_are_not_hidden() -> None:
     with pytest.raises(jax.errors.JaxRuntimeError, match="no such"):
         _compile._assign(Failing("no such thing"), memory.target("v5e"), tokens=4)
+
+
+def test_importing_starts_no_backend() -> None:
+    code = (
+        "import galore_optax.memory, galore_optax.layerwise;"
+        "from jax._src import xla_bridge;"
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
