@@ -60,6 +60,7 @@ CASES = [
     _case("1b", rank(GALORE, 512), layerwise(256)),
     _case("1b", "adamw", layerwise(1024)),
     _case("1b", rank(GALORE + "8bit", 512), layerwise(512, batch=2, accumulation=2)),
+    _case("7b", rank(GALORE + "8bit", 1024), layerwise(256, accumulation=4)),
     _case("130m", rank(GALORE, 256), layerwise(256, batch=8)),
     # Accumulation and f32.
     _case("1b", "adamw", dataclasses.replace(LONG, accumulation=4)),

@@ -11,7 +11,8 @@ A step has phases, and its peak is that of the largest. Beside weights and state
 
 The last line is GaLore's. XLA updates the head before the blocks' gradients exist.
 Accumulation adds a second copy of all gradients. In layerwise steps `blocks` shrinks to
-one layer, whose update happens in the same phase, and accumulation adds coordinates.
+one layer, whose update happens in the same phase; accumulation adds coordinates in f32,
+and the compiler copies them and the state once, as it does what a loop carries.
 """
 
 import dataclasses
@@ -209,13 +210,20 @@ def _layerwise_phases(
     a, layer = activations, blocks // sizes.layers
     lift = lift_bytes(measured.records, a.setting.itemsize)
     update = (lift + measured.state.projectors) // largest_stack(measured.records)
-    sums = coordinates(measured) if a.setting.accumulation > 1 else 0
-    return (
+    sums, copies = 0, 0
+    if a.setting.accumulation > 1:
+        sums = coordinates(measured)
+        copies = sums + measured.state.total  # of what the loop over parts carries
+    phases = (
         Phase("head", sums, a.saved + a.logits, a.head_workspace),
         Phase("head", sums + head, a.saved + a.logit_gradients, a.head_workspace),
         Phase("blocks", sums + layer, a.saved, layer + a.block_workspace),
         Phase("blocks", sums + layer, a.saved, layer + update),
         Phase("embedding", sums + embed, sizes.layers * a.layer_input),
+    )
+    return tuple(
+        dataclasses.replace(phase, workspace=phase.workspace + copies)
+        for phase in phases
     )
 
 

@@ -119,6 +119,8 @@ def test_layerwise_adds_up_coordinates() -> None:
     low = 3 * (8 * (48 + 32 + 32 + 48) + 3 * 8 * 80 + 2 * 32)
     sums = 4 * (low + 2 * 96 * 32 + 32)
     assert two.phases[2].gradients - one.phases[2].gradients == sums
+    copies = sums + two.state.total
+    assert two.phases[2].workspace - one.phases[2].workspace == copies
 
 
 @pytest.mark.parametrize("name", ["adamw", "galore_adamw8bit", "galore_adafactor"])
