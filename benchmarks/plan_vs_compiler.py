@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far the planner's estimates lie from what a compiler assigns.
 
-python benchmarks/plan_vs_compiler.py [TARGET]
+python benchmarks/plan_vs_compiler.py [TARGET [MODEL]]
 
-Needs the extra aot-cuda, and no GPU. Each row is one full training step: weights in
+Needs the extra aot-cuda, or aot-tpu for a TPU, and no device. With a model only its rows. Each row is one full training step: weights in
 bf16 unless a dtype is named, loss, gradients and update in one program.
 """
 
@@ -97,8 +97,8 @@ def compare(
 def main() -> None:
     target = memory.target(sys.argv[1] if len(sys.argv) > 1 else "rtx4090")
     target.prepare()
-    rows = []
-    for case in CASES:
+    rows, only = [], sys.argv[2:3]
+    for case in (case for case in CASES if not only or case[0] in only):
         rows.append(compare(*case, target))
         print(line(rows[-1]), flush=True)
     worst = max(rows, key=lambda row: abs(row["total_relative"]))
