@@ -3,8 +3,9 @@
 
 python benchmarks/plan_vs_compiler.py [TARGET [MODEL]]
 
-Needs the extra aot-cuda, or aot-tpu for a TPU, and no device. With a model only its rows. Each row is one full training step: weights in
-bf16 unless a dtype is named, loss, gradients and update in one program.
+Needs the extra aot-cuda, or aot-tpu for a TPU, and no device. With a model only its
+rows. Each row is one full training step: weights in bf16 unless a dtype is named, loss,
+gradients and update in one program.
 """
 
 import dataclasses
