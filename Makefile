@@ -7,7 +7,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format bench bench-compiler clean
 
 demo: .venv/examples
 	$(BIN)/python examples/llama/demo.py $(ARGS)
@@ -37,6 +37,16 @@ bench: .venv/examples
 	$(BIN)/python benchmarks/eight_bit.py
 	$(BIN)/python benchmarks/projector_bits.py
 	$(BIN)/python benchmarks/state_bytes.py
+	$(BIN)/python benchmarks/plan_paper.py
+
+# Compiles for a GPU that need not be there, in an environment of its own.
+bench-compiler: .venv-cuda
+	.venv-cuda/bin/python benchmarks/plan_vs_compiler.py
+
+.venv-cuda: pyproject.toml
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -e ".[aot-cuda]"
+	@touch $@
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -47,4 +57,4 @@ bench: .venv/examples
 	@touch $@
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-cuda out

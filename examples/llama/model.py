@@ -7,7 +7,6 @@ heads, K head size, V vocabulary.
 
 import dataclasses
 import json
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-CONFIGS = Path(__file__).with_name("configs")
+from galore_optax.memory import config_path
+
 # Our field: the key of Hugging Face's config.json.
 KEYS = {
     "vocab": "vocab_size",
@@ -32,7 +32,7 @@ KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes of a model, as in `configs/*.json`."""
+    """Sizes of a model, as in a `config.json`."""
 
     vocab: int
     width: int
@@ -53,11 +53,8 @@ class Config:
 
     @classmethod
     def load(cls, name: str) -> "Config":
-        """By the name of a file in `configs/`, or by the path of a `config.json`."""
-        path = CONFIGS / f"{name}.json"
-        path = path if path.exists() else Path(name)
-        if not path.is_file():
-            raise FileNotFoundError(_no_config(name))
+        """By a name in `memory.config_names()`, or the path of a `config.json`."""
+        path = config_path(name)
         found = json.loads(path.read_text())
         for key in ("num_key_value_heads", "head_dim"):
             _refuse_variant(found, key, path)
@@ -66,18 +63,8 @@ class Config:
 
     def to_hugging_face(self) -> dict[str, Any]:
         """The contents of a `config.json` for `transformers`."""
-        fixed = json.loads((CONFIGS / "demo.json").read_text())
+        fixed = json.loads(config_path("demo").read_text())
         return fixed | {key: getattr(self, field) for field, key in KEYS.items()}
-
-
-def _no_config(name: str) -> str:
-    names = sorted(path.stem for path in CONFIGS.glob("*.json"))
-    near = get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return (
-        f"no model {name!r}.{hint} Give one of {', '.join(names)}, or the path of a"
-        " config.json."
-    )
 
 
 def _refuse_variant(found: dict[str, Any], key: str, path: Path) -> None:

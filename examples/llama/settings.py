@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that defines a run: defaults, then a TOML file, then the command line."""
 
-import ast
 import dataclasses
 import sys
 import tomllib
@@ -12,6 +11,7 @@ from typing import Any
 import optax
 import tyro
 
+from galore_optax import memory
 from galore_optax.layerwise import (
     Clip,
     clip_by_global_norm,
@@ -29,7 +29,7 @@ class Settings:
     """A training run. The first argument may be a TOML file with any of these."""
 
     model: str = "demo"
-    """A name in configs/, or the path of a config.json."""
+    """9m to 13b or demo, or the path of a config.json."""
     corpus: str = "prose"
     """prose, core or c4."""
     optimizer: str = "galore_adamw"
@@ -143,7 +143,7 @@ class Settings:
     @property
     def axes(self) -> dict[str, int]:
         """Devices by mesh axis."""
-        pairs = _pairs(self.mesh, "mesh")
+        pairs = memory.parse_options(self.mesh)
         for name, size in pairs.items():
             if name not in ("data", "fsdp") or not isinstance(size, int) or size < 1:
                 raise ValueError(f"mesh: {name}={size}; write data=N, fsdp=N or both.")
@@ -161,7 +161,7 @@ class Settings:
 
     def transformation(self) -> optax.GradientTransformation:
         """Clipping, the optimizer, and the matrices' own rate."""
-        options = _pairs(self.options, "options")
+        options = memory.parse_options(self.options)
         tx = optimizers.make(self.optimizer, self.schedule(), options)
         clips = self.clip and not self.layerwise
         parts = [optax.clip_by_global_norm(self.clip)] if clips else []
@@ -209,23 +209,6 @@ def to_json(settings: Settings) -> dict[str, Any]:
         k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
         for k, v in found.items()
     }
-
-
-def _pairs(items: tuple[str, ...], what: str) -> dict[str, Any]:
-    found = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"{what}: {item!r} is not of the form name=value.")
-        found[name] = _literal(value)
-    return found
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def parse(arguments: list[str] | None = None) -> Settings:

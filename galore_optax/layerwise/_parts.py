@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -35,7 +36,7 @@ class Part(NamedTuple):
     """One of the three, or one layer of the blocks."""
 
     name: str
-    layer: jax.Array  # int32 scalar; which layer, for blocks
+    layer: Any  # int32 scalar; which layer, for blocks
 
     def of(self, parts: Params) -> Any:
         """What `parts` hold for it."""
@@ -53,7 +54,8 @@ class Part(NamedTuple):
         return Params(None, None, None)._replace(**{self.name: value})
 
 
-EMBED, HEAD = Part("embed", jnp.int32(0)), Part("head", jnp.int32(0))
+# Of NumPy: an array of JAX would start its backends when this is imported.
+EMBED, HEAD = Part("embed", np.int32(0)), Part("head", np.int32(0))
 
 
 def block(layer: jax.Array) -> Part:

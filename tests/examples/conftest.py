@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from galore_optax.memory import config_path
+
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = ROOT / "examples" / "llama"
 sys.path.insert(0, str(LLAMA))
@@ -42,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     file.write(json.dumps({"text": text, "url": "u"}) + "\n")
     tokenizer = data.train_tokenizer(sentences(200, 1), 300)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = json.loads((LLAMA / "configs" / "demo.json").read_text()) | {
+    config = json.loads(config_path("demo").read_text()) | {
         "vocab_size": 300,
         "hidden_size": 16,
         "intermediate_size": 24,

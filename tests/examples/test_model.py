@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from galore_optax.memory import config_names, config_path
+
 import hugging_face
 from model import Config, LLaMA, Numerics, parameter_count
 
@@ -49,8 +51,9 @@ def test_parameter_counts_are_the_papers(name: str) -> None:
 
 
 def test_every_config_loads() -> None:
-    for path in (Path(hugging_face.__file__).parent / "configs").glob("*.json"):
-        assert Config.load(path.stem).to_hugging_face() == json.loads(path.read_text())
+    for name in config_names():
+        found = json.loads(config_path(name).read_text())
+        assert Config.load(name).to_hugging_face() == found
 
 
 @pytest.mark.slow

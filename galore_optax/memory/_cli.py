@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: python -m galore_optax plan 7b --method adamw galore_adamw8bit."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from galore_optax.memory import _budget
+from galore_optax.memory._bytes import parse_size
+from galore_optax.memory._compile import compile_step
+from galore_optax.memory._configs import config_names
+from galore_optax.memory._estimate import Plan, plan
+from galore_optax.memory._methods import Method, option_names, parse_options
+from galore_optax.memory._plot import draw
+from galore_optax.memory._setting import DTYPES, Setting
+from galore_optax.memory._sizes import Sizes
+from galore_optax.memory._table import comparison, notes, table, verdict
+from galore_optax.memory._targets import Target, target, targets
+
+_EXPECTED = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
+_SHOWN = 12  # choices of a budget
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: without the program's name; those of the process if `None`.
+
+    Returns:
+      0; 1 where nothing fits the budget or the target; 2 for an error, which is printed
+      without a traceback.
+    """
+    found = _parser().parse_args(arguments)
+    try:
+        return _plan(found)
+    except _budget.NothingFits as error:
+        print(error, file=sys.stderr)
+        return 1
+    except _EXPECTED as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _plan(found: argparse.Namespace) -> int:
+    # This process does nothing else, so the environment is set here and not in a
+    # second one, which could not be handed an optimizer.
+    device = target(found.compile) if found.compile else None
+    if device:
+        device.prepare()
+    sizes, setting = Sizes.load(found.model), _setting(found)
+    methods = _methods(found.method, parse_options(found.option))
+    budget = parse_size(found.budget) if found.budget else None
+    plans = [plan(sizes, method, setting) for method in methods]
+    print(f"{found.model}: {setting}\n\n{table(plans)}\n{notes(plans)}", flush=True)
+    if found.png:
+        draw(plans, found.png, budget, f"{Path(found.model).stem}: {setting}")
+        print(f"wrote {found.png}")
+    fits = [_compile(sizes, *pair, device) for pair in zip(methods, plans, strict=True)]
+    if budget:
+        _search(sizes, methods, setting, budget, found)
+    return 0 if all(fits) else 1
+
+
+def _setting(found: argparse.Namespace) -> Setting:
+    return Setting(
+        found.tokens,
+        found.batch,
+        found.accumulation,
+        found.dtype,
+        bool(found.remat),
+        bool(found.layerwise),
+    )
+
+
+def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:
+    """Each method with those options that it knows.
+
+    Raises:
+      ValueError: an unknown method, or an option that none of them knows.
+    """
+    known = {name: option_names(name) for name in names}
+    for option in options:
+        if not any(option in names for names in known.values()):
+            richest = max(known, key=lambda name: len(known[name]))
+            Method(richest, ((option, options[option]),)).make()  # names the nearest
+    return [
+        Method(name, tuple((k, v) for k, v in options.items() if k in known[name]))
+        for name in names
+    ]
+
+
+def _compile(sizes: Sizes, method: Method, ours: Plan, device: Target | None) -> bool:
+    if device is None:
+        return True
+    found = compile_step(sizes, method.make(), ours.setting, device)
+    print(f"\n{method}, compiled for {device.name}:")
+    if found.refused is None:
+        print(comparison(ours, found))
+    print(verdict(found))
+    return found.fits
+
+
+def _search(
+    sizes: Sizes,
+    methods: Sequence[Method],
+    setting: Setting,
+    budget: int,
+    found: argparse.Namespace,
+) -> None:
+    space = _budget.Space(
+        remat=_open(found.remat),
+        layerwise=_open(found.layerwise),
+    )
+    choices = _budget.search(sizes, methods, setting, budget, space)
+    print(f"\nwhat fits {found.budget}, by estimate, best first:")
+    print(_budget.choices_table(choices[:_SHOWN]))
+    if len(choices) > _SHOWN:
+        print(f"and {len(choices) - _SHOWN} more")
+
+
+def _open(value: bool | None) -> tuple[bool, ...]:
+    return (False, True) if value is None else (value,)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m galore_optax")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "plan",
+        help="what a training step of a LLaMA holds in memory",
+        description="Estimates the memory of one training step, term by term; searches"
+        " for settings that fit a budget; asks the compiler of a device that need not"
+        " be there.",
+    )
+    _add_model(command)
+    _add_step(command)
+    _add_outputs(command)
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model", help=f"{', '.join(config_names())}, or the path of a config.json"
+    )
+    command.add_argument(
+        "--method",
+        nargs="+",
+        default=["adamw", "galore_adamw"],
+        metavar="NAME",
+        help="optimizers of optax by name, with galore_ before and 8bit after it for"
+        " the projected and the 8-bit version; default: adamw galore_adamw",
+    )
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the methods, such as rank=1024; may be given several times",
+    )
+
+
+def _add_step(command: argparse.ArgumentParser) -> None:
+    counts = {
+        "tokens": (256, "of one sequence"),
+        "batch": (1, "sequences of a micro-batch"),
+        "accumulation": (1, "micro-batches of one update"),
+    }
+    for name, (default, text) in counts.items():
+        command.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=text
+        )
+    command.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="bfloat16",
+        help="of weights, gradients and activations",
+    )
+    flags = {
+        "remat": "blocks keep only their inputs and compute the rest again",
+        "layerwise": "update each layer as soon as its gradient is there",
+    }
+    for name, text in flags.items():
+        command.add_argument(
+            f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text
+        )
+
+
+def _add_outputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--budget",
+        metavar="SIZE",
+        help="such as 24GB: search ranks, 8-bit moments, and whatever of --remat and"
+        " --layerwise is not given, smaller micro-batches and sequences",
+    )
+    command.add_argument(
+        "--compile",
+        metavar="TARGET",
+        help=f"compile the step for {', '.join(targets())} and compare",
+    )
+    command.add_argument("--png", metavar="FILE", help="draw the methods side by side")

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles a training step for a device that is not there, and reads what it holds."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from galore_optax.memory._assignment import Assignment
+from galore_optax.memory._bytes import parse_size, tree_bytes
+from galore_optax.memory._llama import model, shapes
+from galore_optax.memory._setting import Setting
+from galore_optax.memory._sizes import Sizes
+from galore_optax.memory._step import layerwise_step, plain_step
+from galore_optax.memory._targets import Target
+
+# As in "Used 25.47G of 15.75G hbm" and "required for HLO temporaries (52.91G) exceeds
+# available HBM (15.75G)".
+_SIZE = r"(\d+(?:\.\d+)?[KMGT]?)"
+_EXCEEDED = (
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+    re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+)
+# Nothing can be timed without the device.
+_OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": {}}
+
+
+def compile_step(
+    sizes: Sizes, tx: optax.GradientTransformation, setting: Setting, target: Target
+) -> Assignment:
+    """The buffer assignment of one full training step of a LLaMA on `target`.
+
+    Loss, gradients and update are one program, parameters and state donated. What XLA
+    assigns here is what it allocates on the device.
+
+    Args:
+      sizes: of the model.
+      tx: the optimizer.
+      setting: tokens, dtype, remat and so on.
+      target: from `target(name)`; call its `prepare()` before anything else.
+
+    Returns:
+      an `Assignment`, also of a program that does not fit.
+
+    Raises:
+      RuntimeError: the compiler of the target is not installed.
+
+    Source: `jax.experimental.topologies`, XLA's ahead-of-time compilation.
+    """
+    device = target.device()
+    params = shapes(sizes, setting.dtype)
+    make = layerwise_step if setting.layerwise else plain_step
+    init, step = make(model(sizes), tx, setting.remat)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    state = _placed(jax.eval_shape(init, params), sharding)
+    parts = _placed(_tokens(setting), sharding)
+    traced = jax.jit(step, donate_argnums=(0, 1)).trace(
+        _placed(params, sharding), state, parts
+    )
+    lowered = traced.lower(lowering_platforms=(target.platform,))
+    return _assign(lowered, target, tree_bytes(parts))
+
+
+def _tokens(setting: Setting) -> jax.ShapeDtypeStruct:
+    shape = (setting.accumulation, setting.batch, setting.tokens + 1)
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+def _assign(lowered: Any, target: Target, tokens: int) -> Assignment:
+    try:
+        compiled = lowered.compile(compiler_options=_OPTIONS[target.platform])
+    except jax.errors.JaxRuntimeError as error:
+        return _refusal(error, target, tokens)
+    found = compiled.memory_analysis()
+    return Assignment(
+        target.name,
+        target.memory,
+        arguments=found.argument_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        outputs=found.output_size_in_bytes,
+        aliased=found.alias_size_in_bytes,
+        tokens=tokens,
+    )
+
+
+def _refusal(error: Exception, target: Target, tokens: int) -> Assignment:
+    matches = [pattern.search(str(error)) for pattern in _EXCEEDED]
+    found = next((match for match in matches if match), None)
+    if found is None:
+        raise error
+    used, have = (parse_size(_binary(size)) for size in found.groups())
+    return Assignment(target.name, have, tokens=tokens, refused=used)
+
+
+def _binary(size: str) -> str:
+    return f"{size}iB" if size[-1].isalpha() else size

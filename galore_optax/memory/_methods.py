@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers by name, with their options by name.
+
+    "adamw"             optax.adamw, or whatever else optax exports under a name
+    "adam8bit"          galore_optax.quantized(optax.adam(...))
+    "galore_adamw"      galore_optax.galore(optax.adamw(...)), options for both
+    "galore_adam8bit"   galore_optax.galore(galore_optax.quantized(optax.adam(...)))
+
+`galore_adamw`, `galore_adamw8bit` and `galore_adafactor` are the ready-made ones.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any
+
+import optax
+
+from galore_optax import codes, subspace
+from galore_optax._adafactor import galore_adafactor
+from galore_optax._adamw import galore_adamw, galore_adamw8bit
+from galore_optax._galore import galore
+from galore_optax._quantized import quantized
+
+Maker = Callable[..., optax.GradientTransformation]
+
+# Needs more than gradients, deprecated, parts of optimizers.
+_LEFT_OUT = re.compile("lbfgs$|optimistic_adam$|scale_by_|_")
+_READY: dict[str, Maker] = {
+    "galore_adamw": galore_adamw,
+    "galore_adamw8bit": galore_adamw8bit,
+    "galore_adafactor": galore_adafactor,
+}
+_PREFIX, _SUFFIX = "galore_", "8bit"
+_BY_NAME: dict[str, ModuleType] = {"subspace": subspace, "code": codes}
+
+
+def _plain() -> dict[str, Maker]:
+    """Everything in optax whose first argument is a learning rate."""
+    found: dict[str, Maker] = {}
+    for name, value in sorted(vars(optax).items()):
+        if inspect.isfunction(value) or isinstance(value, functools.partial):
+            first = next(iter(inspect.signature(value).parameters), None)
+            if first == "learning_rate" and not _LEFT_OUT.match(name):
+                found[name] = value
+    return found
+
+
+_PLAIN = _plain()
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An optimizer by name, with its options."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def is_galore(self) -> bool:
+        return self.name.startswith(_PREFIX)
+
+    @property
+    def is_8bit(self) -> bool:
+        return self.name.endswith(_SUFFIX)
+
+    @property
+    def family(self) -> str:
+        """The name, however moments are stored."""
+        return self.name.removesuffix(_SUFFIX)
+
+    def with_options(self, **options: Any) -> "Method":
+        return Method(self.name, tuple((dict(self.options) | options).items()))
+
+    def in_8bit(self) -> "Method":
+        return Method(self.name + _SUFFIX, self.options)
+
+    def make(
+        self, learning_rate: optax.ScalarOrSchedule = 1e-3
+    ) -> optax.GradientTransformation:
+        """The transformation.
+
+        Raises:
+          ValueError: an unknown name or option; the nearest known ones are offered.
+        """
+        return _make(self.name, learning_rate, dict(self.options))
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.name}({options})" if options else self.name
+
+
+def method_names() -> list[str]:
+    """Every name that `Method` takes.
+
+    Example:
+      >>> from galore_optax import memory
+      >>> {"adamw", "adam8bit", "galore_lion"} <= set(memory.method_names())
+      True
+    """
+    plain = [name + suffix for name in _PLAIN for suffix in ("", _SUFFIX)]
+    return sorted({*plain, *(_PREFIX + name for name in plain), *_READY})
+
+
+def parse_options(items: Iterable[str]) -> dict[str, Any]:
+    """Options from `name=value` texts; values are Python literals or names.
+
+    Raises:
+      ValueError: a text without an equals sign.
+
+    Example:
+      >>> from galore_optax import memory
+      >>> memory.parse_options(["rank=1024", "subspace=svd"])
+      {'rank': 1024, 'subspace': 'svd'}
+    """
+    found = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (name and equals):
+            raise ValueError(f"option {item!r} is not of the form name=value.")
+        found[name] = _literal(value)
+    return found
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def option_names(name: str) -> list[str]:
+    """The options of the method `name`.
+
+    Raises:
+      ValueError: an unknown name; the nearest known ones are offered.
+    """
+    if name not in method_names():
+        raise ValueError(_unknown("method", name, method_names(), listed=list(_PLAIN)))
+    if name in _READY:
+        return _parameters(_READY[name])
+    outer = _parameters(galore)[1:] if name.startswith(_PREFIX) else []
+    coded = ["code"] if name.endswith(_SUFFIX) else []
+    return outer + coded + _parameters(_PLAIN[_inner_name(name)])
+
+
+def _inner_name(name: str) -> str:
+    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+
+
+def _make(
+    name: str, rate: optax.ScalarOrSchedule, options: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    known = option_names(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(_unknown("option", option, known, where=f" of {name!r}"))
+    values = {key: _value(key, value) for key, value in options.items()}
+    if name in _READY:
+        return _READY[name](rate, **values)
+    outer = _parameters(galore)[1:] if name.startswith(_PREFIX) else []
+    inner = {k: v for k, v in values.items() if k not in (*outer, "code")}
+    tx = _PLAIN[_inner_name(name)](rate, **inner)
+    if name.endswith(_SUFFIX):
+        tx = quantized(tx, code=values.get("code"))
+    chosen = {k: v for k, v in values.items() if k in outer}
+    return galore(tx, **chosen) if name.startswith(_PREFIX) else tx
+
+
+def _parameters(function: Maker) -> list[str]:
+    return [p for p in inspect.signature(function).parameters if p != "learning_rate"]
+
+
+def _value(option: str, value: Any) -> Any:
+    """A subspace method or a code where it is given by its name."""
+    if option not in _BY_NAME or not isinstance(value, str):
+        return value
+    module = _BY_NAME[option]
+    names = [x for x in vars(module) if x.islower() and not x.startswith("_")]
+    if value not in names:
+        raise ValueError(_unknown(option, value, names))
+    return getattr(module, value)()
+
+
+def _unknown(
+    kind: str,
+    name: str,
+    known: list[str],
+    where: str = "",
+    listed: list[str] | None = None,
+) -> str:
+    near = get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    text = f"unknown {kind} {name!r}{where}.{hint} Known: {', '.join(listed or known)}"
+    more = (
+        f", each also with {_PREFIX} before and {_SUFFIX} after it." if listed else "."
+    )
+    return text + more

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans and comparisons as text."""
+
+from collections.abc import Sequence
+
+from galore_optax.memory._assignment import Assignment
+from galore_optax.memory._estimate import Plan
+
+
+def gigabytes(number: int) -> str:
+    """Bytes in GB (10^9), MB or kB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if abs(number) >= size:
+            return f"{number / size:,.2f} {unit}"
+    return f"{number} B"
+
+
+def table(plans: Sequence[Plan]) -> str:
+    """Plans side by side, a line a term, in decimal units.
+
+    Args:
+      plans: of one model and setting, usually.
+
+    Returns:
+      text without a final newline; zero terms are left empty.
+
+    Example:
+      >>> from galore_optax import memory
+      >>> print(memory.table([memory.plan("9m", "adamw")]))
+                          adamw
+      -------------------------
+      weights          17.99 MB
+      first moments    17.99 MB
+      second moments   17.99 MB
+      other                 4 B
+      gradients         8.19 MB
+      activations      62.91 MB
+      workspace       131.07 kB
+      -------------------------
+      total           125.21 MB
+      at the peak          head
+    """
+    names = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
+    rows = _headings(plans)
+    heading = len(rows) - 1
+    rows += [[name, *(_cell(plan.terms[name]) for plan in plans)] for name in names]
+    rows += [["total", *(gigabytes(plan.total) for plan in plans)]]
+    rows += [["at the peak", *(plan.peak.name for plan in plans)]]
+    return ruled(rows, after=(heading, -3))
+
+
+def _headings(plans: Sequence[Plan]) -> list[list[str]]:
+    """Names, and below them their options if there are any."""
+    pairs = [plan.name.removesuffix(")").partition("(")[::2] for plan in plans]
+    rows = [["", *column] for column in zip(*pairs, strict=True)]
+    return rows if any(rows[1]) else rows[:1]
+
+
+def notes(plans: Sequence[Plan]) -> str:
+    """What the plans leave out, a line each."""
+    found = dict.fromkeys(text for plan in plans for text in plan.not_modelled)
+    return "\n".join(f"not modelled: {text}" for text in found)
+
+
+def _cell(number: int) -> str:
+    return gigabytes(number) if number else ""
+
+
+def ruled(rows: Sequence[Sequence[str]], after: Sequence[int]) -> str:
+    """Rows in columns, all but the first to the right; rules after some of them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [_line(row, widths) for row in rows]
+    places = sorted((index % len(rows) for index in after), reverse=True)
+    for place in places:
+        lines.insert(place + 1, "-" * (sum(widths) + 2 * len(widths) - 2))
+    return "\n".join(lines)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = (
+        cell.rjust(width) if index else cell.ljust(width)
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    return "  ".join([first, *rest]).rstrip()
+
+
+def comparison(plan: Plan, found: Assignment) -> str:
+    """The compiler's buffer assignment beside the estimate, with their differences."""
+    arguments = plan.weights + plan.state.total + found.tokens
+    rows = [["", "estimate", "compiler", "difference"]]
+    rows += [_compared("weights, state, tokens", arguments, found.arguments)]
+    rows += [_compared("temporaries", plan.peak.total, found.temporaries)]
+    rows += [_compared("new outputs", 0, found.outputs - found.aliased)]
+    rows += [_compared("total", plan.total + found.tokens, found.total)]
+    return ruled(rows, after=(0, -2))
+
+
+def _compared(name: str, ours: int, theirs: int) -> list[str]:
+    share = f"{(ours - theirs) / theirs:+.1%}" if theirs and ours else ""
+    return [name, gigabytes(ours), gigabytes(theirs), share]
+
+
+def verdict(found: Assignment) -> str:
+    """Whether the program fits the target."""
+    have = gigabytes(found.capacity)
+    if found.total <= found.capacity:
+        left = gigabytes(found.capacity - found.total)
+        return f"fits {found.target}: {gigabytes(found.total)} of {have}, {left} free."
+    excess = gigabytes(found.total - found.capacity)
+    refused = " The compiler refused it." if found.refused is not None else ""
+    return (
+        f"does not fit {found.target}: {gigabytes(found.total)}, {excess} more than its"
+        f" {have}.{refused}"
+    )

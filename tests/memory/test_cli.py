@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what it prints, draws and refuses."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from galore_optax import memory
+from galore_optax.memory import Assignment, _cli
+from galore_optax.memory._table import verdict
+
+Output = pytest.CaptureFixture[str]
+
+
+def run(*arguments: str) -> int:
+    return _cli.main(["plan", *arguments])
+
+
+def test_methods_stand_side_by_side(capsys: Output) -> None:
+    code = run("60m", "--method", "adamw", "galore_adamw8bit", "--option", "rank=128")
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "adamw  galore_adamw8bit" in out
+    assert "rank=128" in out
+    assert "projectors" in out
+    assert "not modelled" in out
+    plan = memory.plan("60m", "adamw")
+    assert f"{plan.total / 1e6:.2f} MB" in out
+
+
+def test_flags_reach_the_setting(capsys: Output) -> None:
+    flags = "--tokens 64 --batch 2 --accumulation 4 --dtype float32 --remat --layerwise"
+    assert run("9m", *flags.split()) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "9m: 2 x 64 tokens, 4 micro-batches, float32, remat, layerwise"
+
+
+def test_a_budget_lists_what_fits(capsys: Output) -> None:
+    assert run("130m", "--budget", "1GB", "--no-layerwise") == 0
+    out = capsys.readouterr().out
+    assert "what fits 1GB" in out
+    assert "layerwise" not in out
+
+
+def test_a_budget_that_is_too_small_says_by_how_much(capsys: Output) -> None:
+    assert run("7b", "--method", "adamw", "--budget", "20GB") == 1
+    assert "misses by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("7bb", "Did you mean '7b'"),
+        ("9m --budget lots", "24GB"),
+        ("9m --method adamq", "Did you mean"),
+        ("9m --option rank", "name=value"),
+        ("9m --option rank=0", "rank=0"),
+        ("9m --option rank=-3", "rank=-3"),
+        ("9m --option rnk=3", "Did you mean 'rank'"),
+        ("9m --method adamw --option rank=3", "unknown option 'rank' of 'adamw'"),
+        ("9m --tokens 0", "tokens=0"),
+        ("9m --compile rtx409", "Did you mean 'rtx4090'"),
+        ("9m --png plan.txt", "FILE.png"),
+    ],
+)
+def test_mistakes_are_named(arguments: str, message: str, capsys: Output) -> None:
+    assert run(*arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_png_is_drawn(tmp_path: Path, capsys: Output) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra plan")
+    file = tmp_path / "plan.png"
+    assert run("60m", "--budget", "2GB", "--png", str(file)) == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bar_is_as_high_as_its_plan() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    from galore_optax.memory._plot import _bars
+
+    plans = [memory.plan("60m", name) for name in ("adamw", "galore_adamw8bit")]
+    axes = figure.add_subplot()
+    _bars(axes, plans)
+    for place, plan in enumerate(plans):
+        bars = [x for x in axes.patches if abs(x.get_x() + 0.31 - place) < 0.01]
+        top = max(bar.get_y() + bar.get_height() for bar in bars)
+        assert top == pytest.approx(plan.total / 1e9)
+
+
+def test_without_matplotlib_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run("9m", "--png", "x.png") == 2
+    assert 'pip install "galore_optax[plan]"' in capsys.readouterr().err
+
+
+def test_comparison_and_verdict() -> None:
+    plan = memory.plan("9m", "adamw")
+    inputs, alias = plan.weights + plan.state.total + 1028, plan.weights
+    found = Assignment(
+        "tiny", 10**8, inputs, 2 * plan.peak.total, alias + 8, alias, 1028
+    )
+    lines = memory.comparison(plan, found).splitlines()
+    assert lines[2].split()[-1] == "+0.0%"
+    assert lines[3].split()[-1] == "-50.0%"
+    assert found.total == inputs + 2 * plan.peak.total + 8
+    assert "does not fit tiny" in verdict(found)
+    assert "fits tiny" in verdict(Assignment("tiny", 10**9, 10**8))

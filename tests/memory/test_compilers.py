@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compilers themselves, each in an environment of its own, and no device."""
+
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(folder: Path, extra: str) -> Path:
+    """The interpreter of a new environment with `galore_optax[extra]`."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "-e", f"{ROOT}[{extra}]"]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot install the extra {extra}: {done.stderr[-300:]}")
+    return python
+
+
+@pytest.fixture(scope="module")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if sys.platform != "linux":
+        pytest.skip("the CUDA plugin is made for Linux")
+    return environment(tmp_path_factory.mktemp("cuda"), "aot-cuda")
+
+
+@pytest.fixture(scope="module")
+def tpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if sys.platform != "linux":
+        pytest.skip("libtpu is made for Linux")
+    return environment(tmp_path_factory.mktemp("tpu"), "aot-tpu")
+
+
+def plan(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", "galore_optax", "plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def differences(out: str) -> dict[str, float]:
+    """Relative difference in per cent of each compared line."""
+    found = re.findall(r"^(\S.*?)  .*?([+-]\d+\.\d)%$", out, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+@pytest.mark.parametrize("method", ["adamw", "galore_adamw", "galore_adamw8bit"])
+def test_the_estimate_is_that_of_the_cuda_compiler(cuda: Path, method: str) -> None:
+    arguments = ["130m", "--method", method, "--remat", "--tokens", "256"]
+    done = plan(cuda, *arguments, "--compile", "rtx4090")
+    assert done.returncode == 0, done.stderr
+    found = differences(done.stdout)
+    assert found["weights, state, tokens"] == 0.0
+    assert abs(found["total"]) < 5
+    assert "fits rtx4090" in done.stdout
+
+
+def test_a_step_too_large_for_a_gpu_does_not_fit(cuda: Path) -> None:
+    arguments = ["7b", "--method", "adamw", "--remat", "--compile", "rtx4090"]
+    done = plan(cuda, *arguments)
+    assert done.returncode == 1
+    assert "does not fit rtx4090" in done.stdout
+
+
+def test_a_tpu_step_is_compiled(tpu: Path) -> None:
+    done = plan(tpu, "9m", "--method", "adamw", "--compile", "v5e")
+    assert done.returncode == 0, done.stderr
+    assert differences(done.stdout)["weights, state, tokens"] == pytest.approx(0, abs=2)
+
+
+def test_what_a_tpu_compiler_refuses_does_not_fit(tpu: Path) -> None:
+    done = plan(tpu, "7b", "--method", "adamw", "--remat", "--compile", "v5e")
+    assert done.returncode == 1
+    assert "The compiler refused it." in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_environment_has_one_compiler(tpu: Path) -> None:
+    done = plan(tpu, "9m", "--compile", "h200")
+    assert done.returncode == 2
+    assert "aot-cuda" in done.stderr

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The formulas, against JAX's own residuals and against numbers worked out by hand."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import galore_optax
+from galore_optax import memory
+from galore_optax.memory import Method, Setting, Sizes
+from galore_optax.memory._activations import Activations
+from galore_optax.memory._step import layerwise_step
+
+# All widths differ: D 32, F 80, H·K 48, G·K 24.
+SIZES = Sizes(96, 32, 80, 3, heads=4, key_heads=2, head_size=12)
+
+
+def saved_by_jax(sizes: Sizes, setting: Setting) -> tuple[int, int]:
+    """Bytes that the backward pass of a layer needs, (without, of) scores."""
+    blocks = memory.shapes(sizes, setting.dtype).blocks
+    layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), blocks)
+    shape = (setting.batch, setting.tokens)
+    x = jax.ShapeDtypeStruct((*shape, sizes.width), jnp.dtype(setting.dtype))
+    batch = jax.ShapeDtypeStruct(shape, jnp.int32)
+    block = memory.model(sizes).block
+    saved = jax.eval_shape(
+        lambda p, x, b: jax.vjp(lambda p, x: block(p, x, b), p, x)[1], layer, x, batch
+    )
+    count = setting.batch * setting.tokens
+    widths = {sizes.width, sizes.hidden, sizes.query_width, sizes.key_width}
+    found = [leaf for leaf in jax.tree.leaves(saved) if leaf.dtype != bool]
+    rows = [leaf for leaf in found if leaf.size in {count * width for width in widths}]
+    scores = [x for x in found if x.size == sizes.heads * setting.tokens * count]
+    return memory.tree_bytes(rows), memory.tree_bytes(scores)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_saved_activations_are_those_of_jax(dtype: str) -> None:
+    setting = Setting(tokens=56, batch=5, dtype=dtype)
+    rows, scores = saved_by_jax(SIZES, setting)
+    s, entries = setting.itemsize, 4 * 56 * 5 * 56
+    found = Activations(SIZES, setting)
+    assert found.layer_saved == rows + (4 + s) * entries
+    # JAX names one more f32 copy of the scores, which XLA finds to be the same.
+    assert scores == (8 + s) * entries
+    assert found.saved == 3 * found.layer_saved
+
+
+def test_remat_saves_inputs_alone() -> None:
+    setting = Setting(tokens=56, batch=5, remat=True)
+    assert Activations(SIZES, setting).saved == 3 * 5 * 56 * 32 * 2
+
+
+def test_phases_of_a_plain_step_worked_out() -> None:
+    setting = Setting(tokens=16, batch=2, remat=True)
+    plan = memory.plan(SIZES, "sgd", setting)
+    n, layer = 32, 2 * (32 * (48 + 24 + 24) + 48 * 32 + 3 * 32 * 80 + 2 * 32)
+    embed, head = 2 * 96 * 32, 2 * (96 * 32 + 32)
+    assert plan.weights == 3 * layer + embed + head
+    at_head, blocks, update, _ = plan.phases
+    assert at_head.gradients == head
+    assert at_head.activations == 3 * n * 32 * 2 + 6 * n * 96
+    assert at_head.workspace == 2 * n * 32 * 2
+    assert (blocks.gradients, blocks.activations) == (3 * layer, 3 * n * 32 * 2)
+    assert blocks.workspace == layer + 11 * 4 * 16 * n + 4 * n * 80
+    assert update.total == 3 * layer + embed
+
+
+def test_lift_of_galore_worked_out() -> None:
+    plan = memory.plan(SIZES, Method("galore_sgd", (("rank", 8),)))
+    blocks = plan.phases[1].gradients
+    lift = 3 * (4 * 32 * 80 + 4 * 8 * 80 - 2 * 32 * 80)
+    assert plan.phases[3].gradients == blocks
+    assert plan.phases[3].workspace == lift + plan.state.projectors
+
+
+def test_states_are_those_of_the_papers_formula() -> None:
+    method = Method("galore_adam", (("rank", 128), ("moment_dtype", "bfloat16")))
+    state = memory.plan("60m", method).state
+    d, f, r, layers = 512, 1376, 128, 8
+    projectors = layers * (4 * d * r + 3 * d * r)
+    moments = layers * (4 * r * d + 3 * r * f + 2 * d) + 2 * 32000 * d + d
+    assert state.projectors == 2 * projectors
+    assert state.first_moments == state.second_moments == 2 * moments
+
+
+def test_terms_add_up() -> None:
+    plan = memory.plan("130m", "galore_adamw8bit", Setting(512, 2))
+    assert sum(plan.terms.values()) == plan.total
+    assert plan.total == plan.weights + plan.state.total + plan.peak.total
+
+
+def test_accumulation_holds_sums_beside_gradients() -> None:
+    setting = Setting(tokens=64, remat=True)
+    one = memory.plan("130m", "adamw", setting)
+    four = memory.plan("130m", "adamw", dataclasses.replace(setting, accumulation=4))
+    assert four.phases[1].gradients == one.phases[1].gradients + one.weights
+    assert four.phases[2].gradients == one.weights
+
+
+def test_layerwise_holds_the_gradients_of_one_layer() -> None:
+    setting = Setting(tokens=64, remat=True, layerwise=True)
+    one = memory.plan("7b", "galore_adamw8bit", setting)
+    plain = memory.plan("7b", "galore_adamw8bit", Setting(tokens=64, remat=True))
+    assert one.phases[2].gradients == plain.phases[1].gradients // 32
+    assert one.total < plain.total / 1.5
+
+
+def test_layerwise_adds_up_coordinates() -> None:
+    setting = Setting(tokens=64, remat=True, layerwise=True)
+    method = Method("galore_sgd", (("rank", 8),))
+    one = memory.plan(SIZES, method, setting)
+    two = memory.plan(SIZES, method, dataclasses.replace(setting, accumulation=2))
+    # Of q, k, v, o the longer side; of gate, up, down F; norms; embedding and head.
+    low = 3 * (8 * (48 + 32 + 32 + 48) + 3 * 8 * 80 + 2 * 32)
+    sums = 4 * (low + 2 * 96 * 32 + 32)
+    assert two.phases[2].gradients - one.phases[2].gradients == sums
+    copies = sums + two.state.total
+    assert two.phases[2].workspace - one.phases[2].workspace == copies
+
+
+@pytest.mark.parametrize("name", ["adamw", "galore_adamw8bit", "galore_adafactor"])
+def test_state_of_layerwise_steps_is_that_of_their_init(name: str) -> None:
+    setting = Setting(layerwise=True, remat=True)
+    init, _ = layerwise_step(memory.model(SIZES), Method(name).make(), remat=True)
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory.shapes(SIZES))
+    found = sum(x.nbytes for x in jax.tree.leaves(init(params)))
+    assert memory.plan(SIZES, name, setting).state.total == found
+
+
+def test_any_tree_has_a_plan() -> None:
+    params = {"up": {"kernel": jnp.zeros((64, 128))}, "bias": jnp.zeros(7)}
+    plan = memory.plan(params, optax.adam(0.1), name="mine")
+    assert (plan.name, plan.weights) == ("mine", 4 * (64 * 128 + 7))
+    assert plan.peak.gradients == plan.weights
+    assert any("activations" in text for text in plan.not_modelled)
+    lifted = memory.plan(params, galore_optax.galore_adamw(0.1, rank=4))
+    assert lifted.peak.workspace == 4 * 4 * 128 + lifted.state.projectors
+
+
+def test_a_tree_has_no_layers() -> None:
+    with pytest.raises(ValueError, match="Sizes"):
+        memory.plan({"w": jnp.zeros((8, 8))}, "adamw", Setting(layerwise=True))
+
+
+@pytest.mark.parametrize("name", ["tokens", "batch", "accumulation"])
+def test_settings_are_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        Setting(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_unknown_dtypes_are_refused() -> None:
+    with pytest.raises(ValueError, match="bfloat16"):
+        Setting(dtype="bf16")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Method("galore_adamm"), "Did you mean 'galore_adam'"),
+        (Method("galore_adamw", (("rnak", 4),)), "Did you mean 'rank'"),
+        (Method("galore_adamw", (("subspace", "swd"),)), "Did you mean 'svd'"),
+        (Method("galore_adamw", (("rank", 0),)), "rank=0"),
+        (Method("galore_adamw", (("rank", -4),)), "rank=-4"),
+        (Method("sgd8bit"), "nothing to store"),
+    ],
+)
+def test_methods_that_are_none_are_refused(method: Method, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        memory.plan("9m", method)
+
+
+def test_nothing_is_allocated() -> None:
+    before = len(jax.live_arrays())
+    plan = memory.plan("13b", "galore_adamw", Setting(4096, 8))
+    assert len(jax.live_arrays()) == before
+    assert math.isclose(plan.weights / 1e9, 26.03, abs_tol=0.01)
