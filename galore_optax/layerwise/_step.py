@@ -17,14 +17,8 @@ from jax import lax
 
 from galore_optax.layerwise._check import refuse_mixing
 from galore_optax.layerwise._clip import Clip
-from galore_optax.layerwise._parts import (
-    Optimizer,
-    Params,
-    Part,
-    by_part,
-    layers_of,
-)
-from galore_optax.layerwise._sweep import Carry, Model, sweep, visit
+from galore_optax.layerwise._parts import Optimizer, Params, Part, by_part, layers_of
+from galore_optax.layerwise._sweep import Model, Use, sweep, visit
 
 
 class Report(NamedTuple):
@@ -144,114 +138,126 @@ class _Stepper:
                 " micro-batch."
             )
         run = self._accumulated if count > 1 or projected else self._fused
-        carry, report = run(Carry(params, state), batches)
-        return carry.params, carry.written, report
+        return run(params, state, batches)
 
-    def _fused(self, carry: Carry, batches: Any) -> tuple[Carry, Report]:
+    def _fused(
+        self, params: Params, state: Params, batches: Any
+    ) -> tuple[Params, Params, Report]:
         """Updates each part as soon as its gradient is there."""
-        optimizer = self._optimizer(carry.params)
+        optimizer = self._optimizer(params)
         batch = jax.tree.map(lambda x: x[0], batches)
-        factor = jnp.float32(1)
-        if self.clip:
-            squares = _zeros(carry.params)
-            _, found = self._sweep(Carry(carry.params, squares), batch, 1, _measure)
-            factor = self._factor(_norm(found.written))
+        factor = self._factor(self._norm(params, batch)) if self.clip else None
 
-        def use(
-            part: Part, gradient: Any, params: Any, written: Any
-        ) -> tuple[Any, Any]:
-            state, _ = written
-            square = _square(gradient)
-            gradient = jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient)
-            params, state = optimizer.update(part, gradient, state, params)
-            return params, (state, square)
+        def use(part: Part, gradient: Any, params: Any, carry: Any) -> Any:
+            _, state, _ = carry
+            square, gradient = _square(gradient), _scaled(gradient, factor)
+            return *optimizer.update(part, gradient, state, params), square
 
-        squares = _zeros(carry.params)
-        written = Params(*zip(carry.written, squares, strict=True))
-        loss, (params, written) = self._sweep(
-            Carry(carry.params, written), batch, 1, use
-        )
-        state, squares = (Params(*parts) for parts in zip(*written, strict=True))
-        return Carry(params, state), Report(loss, _norm(squares))
+        carry = _together(params, state, _zeros(params))
+        loss, carry = sweep(self.model, _first, carry, batch, 1, use, remat=self.remat)
+        params, state, squares = _apart(carry)
+        return params, state, Report(loss, _root(squares))
 
-    def _accumulated(self, carry: Carry, batches: Any) -> tuple[Carry, Report]:
+    def _norm(self, params: Params, batch: Any) -> jax.Array:
+        """Of the gradients, by a backward pass of its own."""
+
+        def use(part: Part, gradient: Any, params: Any, carry: Any) -> Any:
+            return _square(gradient)
+
+        _, squares = self._measure(params, _zeros(params), batch, 1, use)
+        return _root(squares)
+
+    def _accumulated(
+        self, params: Params, state: Params, batches: Any
+    ) -> tuple[Params, Params, Report]:
         """Adds up coordinates over micro-batches, then updates each part."""
-        optimizer = self._optimizer(carry.params)
+        optimizer = self._optimizer(params)
         count = len(jax.tree.leaves(batches)[0])
-        sums = self._zero_coordinates(optimizer, carry)
 
-        def micro_batch(
-            written: Params, batch_and_first: Any
-        ) -> tuple[Params, jax.Array]:
+        def micro_batch(carry: Params, batch_and_first: Any) -> Any:
             batch, first = batch_and_first
 
-            def use(
-                part: Part, gradient: Any, params: Any, written: Any
-            ) -> tuple[Any, Any]:
-                state, total = written
+            def use(part: Part, gradient: Any, params: Any, carry: Any) -> Any:
+                state, total = carry
                 low, state = optimizer.project(part, gradient, state, params, first)
-                total = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, low)
-                return params, (state, total)
+                add = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, low)
+                return state, add
 
-            loss, (_, written) = self._sweep(
-                Carry(carry.params, written), batch, 1 / count, use
-            )
-            return written, loss
+            loss, carry = self._measure(params, carry, batch, 1 / count, use)
+            return carry, loss
 
+        carry = _together(state, self._zero_coordinates(optimizer, params, state))
         first = jnp.arange(count) == 0
-        written = Params(*zip(carry.written, sums, strict=True))
-        written, losses = lax.scan(micro_batch, written, (batches, first))
-        state, sums = (Params(*parts) for parts in zip(*written, strict=True))
-        norm = optax.tree.norm(sums)
+        carry, losses = lax.scan(micro_batch, carry, (batches, first))
+        state, means = _apart(carry)
+        norm = optax.tree.norm(means)
         factor = self._factor(norm)
 
-        def use(part: Part, params: Any, state: Any) -> tuple[Any, Any]:
-            low = jax.tree.map(lambda x: x * factor.astype(x.dtype), part.of(sums))
+        def update(part: Part, carry: Any) -> Any:
+            params, state = carry
+            low = _scaled(part.of(means), factor)
             return optimizer.update(part, low, state, params, projected=True)
 
-        layers = layers_of(carry.params)
-        carry = visit(Carry(carry.params, state), layers, use)
-        return carry, Report(jnp.mean(losses), norm)
+        carry = visit(_together(params, state), layers_of(params), update)
+        params, state = _apart(carry)
+        return params, state, Report(jnp.mean(losses), norm)
 
-    def _sweep(
-        self, carry: Carry, batch: Any, weight: float, use: Any
-    ) -> tuple[jax.Array, Carry]:
-        return sweep(self.model, carry, batch, weight, use, remat=self.remat)
+    def _measure(
+        self, params: Params, carry: Params, batch: Any, weight: float, use: Use
+    ) -> tuple[jax.Array, Params]:
+        """A backward pass that changes no parameters."""
+        return sweep(
+            self.model, lambda _: params, carry, batch, weight, use, remat=self.remat
+        )
 
-    def _factor(self, norm: jax.Array) -> jax.Array:
+    def _factor(self, norm: jax.Array) -> jax.Array | None:
         if self.clip is None:
-            return jnp.ones_like(norm)
+            return None
         return jnp.where(norm < self.clip.max_norm, 1, self.clip.max_norm / norm)
 
     def _optimizer(self, params: Params) -> Optimizer:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         return Optimizer(self.tx, shapes)
 
-    def _zero_coordinates(self, optimizer: Optimizer, carry: Carry) -> Params:
+    def _zero_coordinates(
+        self, optimizer: Optimizer, params: Params, state: Params
+    ) -> Params:
         def of(part: Part) -> Any:
-            def project(carry: Carry) -> Any:
-                params = part.of(carry.params)
-                trees = params, part.of(carry.written), params
-                return optimizer.project(part, *trees, False)[0]
+            def project(params: Params, state: Params) -> Any:
+                mine = part.of(params)
+                return optimizer.project(part, mine, part.of(state), mine, False)[0]
 
-            shapes = jax.eval_shape(project, carry)
+            shapes = jax.eval_shape(project, params, state)
             return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x)), shapes)
 
-        return by_part(carry.params, of)
+        return by_part(params, of)
 
 
-def _wide(x: Any) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)
+def _together(*trees: Params) -> Params:
+    """One `Params` whose parts are tuples of the parts of several."""
+    return Params(*zip(*trees, strict=True))
+
+
+def _apart(carry: Params) -> list[Params]:
+    return [Params(*parts) for parts in zip(*carry, strict=True)]
+
+
+def _first(carry: Params) -> Params:
+    return _apart(carry)[0]
+
+
+def _scaled(tree: Any, factor: jax.Array | None) -> Any:
+    if factor is None:
+        return tree
+    return jax.tree.map(lambda x: x * factor.astype(x.dtype), tree)
 
 
 def _zeros(params: Params) -> Params:
     return by_part(params, lambda part: jnp.zeros(()))
 
 
-def _measure(
-    part: Part, gradient: Any, params: Any, written: Any
-) -> tuple[Any, jax.Array]:
-    return params, _square(gradient)
+def _wide(x: Any) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _square(gradient: Any) -> jax.Array:
@@ -259,5 +265,5 @@ def _square(gradient: Any) -> jax.Array:
     return optax.tree.norm(wide, squared=True).astype(jnp.float32)
 
 
-def _norm(squares: Params) -> jax.Array:
+def _root(squares: Params) -> jax.Array:
     return jnp.sqrt(sum(map(jnp.sum, squares)))

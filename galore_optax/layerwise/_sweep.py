@@ -4,8 +4,9 @@
     forward    x -> block -> x -> ... -> loss         keeps each layer's input
     backward   head, layers last to first, embed      gradient -> use -> gone
 
-The parameters and whatever `use` writes are the carry of the backward loop, which XLA
-updates in place; as inputs and outputs of a scan they would exist twice.
+What `use` writes is the carry of the backward loop, which XLA updates in place; as
+inputs and outputs of a scan it would exist twice. Parameters belong to it where they
+are updated, and only there: XLA copies what is written back, even if nothing changed.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from galore_optax.layerwise._parts import EMBED, HEAD, Params, Part, at, block
+from galore_optax.layerwise._parts import (
+    EMBED,
+    HEAD,
+    Params,
+    Part,
+    at,
+    block,
+    layers_of,
+)
 
-# (part, gradient, parameters, what is written) -> (parameters, what is written)
-Use: TypeAlias = Callable[[Part, Any, Any, Any], tuple[Any, Any]]
+# (part, gradient, its parameters, its carry) -> its new carry
+Use: TypeAlias = Callable[[Part, Any, Any, Any], Any]
 
 
 class Model(NamedTuple):
@@ -44,21 +53,22 @@ class Model(NamedTuple):
     # (params.head, params.embed, x, batch) -> scalar loss
 
 
-class Carry(NamedTuple):
-    """What a backward pass writes."""
-
-    params: Params
-    written: Params  # of any trees; in blocks with a leading layer axis
-
-
 def sweep(
-    model: Model, carry: Carry, batch: Any, weight: float, use: Use, *, remat: bool
-) -> tuple[jax.Array, Carry]:
+    model: Model,
+    params_in: Callable[[Params], Params],
+    carry: Params,
+    batch: Any,
+    weight: float,
+    use: Use,
+    *,
+    remat: bool,
+) -> tuple[jax.Array, Params]:
     """Runs `use` on the gradient of each part.
 
     Args:
       model: the functions.
-      carry: parameters and what `use` writes.
+      params_in: the parameters, wherever they are: in the carry if `use` writes them.
+      carry: what `use` writes, trees of any kind; in blocks with a leading layer axis.
       batch: handed to the functions.
       weight: factor on all gradients.
       use: called once for the embedding, for each layer and for the head; last first.
@@ -67,48 +77,44 @@ def sweep(
     Returns:
       the loss, not weighted, and the new carry.
     """
-    kept = _Kept(model.block, batch, remat)
-    x, embed_vjp = jax.vjp(lambda p: model.embed(p, batch), carry.params.embed)
+    kept, params = _Kept(model.block, batch, remat), params_in(carry)
+    x, embed_vjp = jax.vjp(lambda p: model.embed(p, batch), params.embed)
     _check_floating(x)
-    x, inputs = lax.scan(kept.forward, x, carry.params.blocks)
+    x, inputs = lax.scan(kept.forward, x, params.blocks)
     loss, head_vjp = jax.vjp(
         lambda head, embed, x: model.head(head, embed, x, batch),
-        carry.params.head,
-        carry.params.embed,
+        params.head,
+        params.embed,
         x,
     )
     _check_scalar(loss)
     of_head, tied, dx = head_vjp(jnp.asarray(weight, loss.dtype))
-    carry = _used(use, HEAD, of_head, carry)
-    layers = len(jax.tree.leaves(inputs)[0])
 
-    def back(i: jax.Array, state: tuple[Any, Carry]) -> tuple[Any, Carry]:
+    def used(part: Part, gradient: Any, carry: Params) -> Params:
+        mine = use(part, gradient, part.of(params_in(carry)), part.of(carry))
+        return part.put(carry, mine)
+
+    def back(i: jax.Array, state: tuple[Any, Params]) -> tuple[Any, Params]:
         dx, carry = state
         part = block(layers - 1 - i)
-        layer = part.of(carry.params)
+        layer = part.of(params_in(carry))
         gradient, dx = kept.backward(layer, at(inputs, part.layer), dx)
-        return dx, _used(use, part, gradient, carry)
+        return dx, used(part, gradient, carry)
 
-    dx, carry = lax.fori_loop(0, layers, back, (dx, carry))
+    layers = layers_of(params)
+    dx, carry = lax.fori_loop(0, layers, back, (dx, used(HEAD, of_head, carry)))
     (of_embed,) = embed_vjp(dx)
-    of_embed = jax.tree.map(jnp.add, of_embed, tied)
-    return loss, _used(use, EMBED, of_embed, carry)
+    return loss, used(EMBED, jax.tree.map(jnp.add, of_embed, tied), carry)
 
 
-def visit(carry: Carry, layers: int, use: Callable[[Part, Any, Any], Any]) -> Carry:
-    """Runs `use`, which takes no gradient, on each part."""
+def visit(carry: Params, layers: int, use: Callable[[Part, Any], Any]) -> Params:
+    """Runs `use`, which takes no gradient, on each part of the carry."""
 
-    def one(part: Part, carry: Carry) -> Carry:
-        params, written = use(part, part.of(carry.params), part.of(carry.written))
-        return Carry(part.put(carry.params, params), part.put(carry.written, written))
+    def one(part: Part, carry: Params) -> Params:
+        return part.put(carry, use(part, part.of(carry)))
 
     carry = one(EMBED, one(HEAD, carry))
     return lax.fori_loop(0, layers, lambda i, carry: one(block(i), carry), carry)
-
-
-def _used(use: Use, part: Part, gradient: Any, carry: Carry) -> Carry:
-    params, written = use(part, gradient, part.of(carry.params), part.of(carry.written))
-    return Carry(part.put(carry.params, params), part.put(carry.written, written))
 
 
 class _Kept:
