@@ -12,7 +12,7 @@ A step has phases, and its peak is that of the largest. Beside weights and state
 The last line is GaLore's. XLA updates the head before the blocks' gradients exist.
 Accumulation adds a second copy of all gradients. In layerwise steps `blocks` shrinks to
 one layer, whose update happens in the same phase; accumulation adds coordinates in f32,
-and the compiler copies them and the state once, as it does what a loop carries.
+of which the compiler holds those of embedding and head twice.
 """
 
 import dataclasses
@@ -80,6 +80,7 @@ class Plan:
         return {"weights": self.weights} | state | {k: peak[k] for k in _OF_PHASE}
 
 
+_WIDE = 4  # bytes of an entry of a sum
 _OF_PHASE = ("gradients", "activations", "workspace")
 _COMMON = "copies that the compiler adds, rounding of addresses, the program itself"
 _NO_ACTIVATIONS = "activations and the model's workspace: only its weights are known"
@@ -213,7 +214,8 @@ def _layerwise_phases(
     sums, copies = 0, 0
     if a.setting.accumulation > 1:
         sums = coordinates(measured)
-        copies = sums + measured.state.total  # of what the loop over parts carries
+        # The loop over parts carries these sums, and the compiler copies them.
+        copies = (embed + head) // a.setting.itemsize * _WIDE
     phases = (
         Phase("head", sums, a.saved + a.logits, a.head_workspace),
         Phase("head", sums + head, a.saved + a.logit_gradients, a.head_workspace),
