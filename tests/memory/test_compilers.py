@@ -67,6 +67,39 @@ def test_a_step_too_large_for_a_gpu_does_not_fit(cuda: Path) -> None:
     assert "does not fit rtx4090" in done.stdout
 
 
+SEVEN_B = ("7b", "--method", "galore_adamw8bit", "--option", "rank=1024", "--remat")
+
+
+def total_of(out: str) -> float:
+    """GB in the compiler's column of the line of totals."""
+    (line,) = (x for x in out.splitlines() if re.match(r"total +\d", x))
+    return float(re.findall(r"(\d+\.\d+) GB", line)[1])
+
+
+@pytest.mark.parametrize(("tokens", "limit"), [(256, 20.5), (2048, 22.5)])
+def test_seven_billion_parameters_train_in_24_gb(
+    cuda: Path, tokens: int, limit: float
+) -> None:
+    """One whole step, refresh included, for a card that is sold with 24 GB."""
+    options = "--layerwise", "--tokens", str(tokens), "--compile", "rtx4090"
+    done = plan(cuda, *SEVEN_B, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert total_of(done.stdout) <= limit
+    assert abs(differences(done.stdout)["total"]) < 5
+
+
+def test_seven_billion_parameters_at_once_do_not(cuda: Path) -> None:
+    done = plan(cuda, *SEVEN_B, "--tokens", "256", "--compile", "rtx4090")
+    assert done.returncode == 1
+    assert total_of(done.stdout) > 35
+
+
+def test_seven_billion_parameters_train_on_a_v6e(tpu: Path) -> None:
+    done = plan(tpu, *SEVEN_B, "--layerwise", "--tokens", "256", "--compile", "v6e")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert total_of(done.stdout) <= 32
+
+
 def test_a_tpu_step_is_compiled(tpu: Path) -> None:
     done = plan(tpu, "9m", "--method", "adamw", "--compile", "v5e")
     assert done.returncode == 0, done.stderr
