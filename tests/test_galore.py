@@ -141,8 +141,9 @@ def test_batch_axes_anywhere(data: Any) -> None:
     axes = data.draw(st.permutations(range(4)))[:2]
     spec = MuonDimensionNumbers(reduction_axis=axes[0], output_axis=axes[1])
     x = normal(0, tuple(sizes))
-    tx = go.galore(optax.sgd(1.0), rank=2, scale=1.0, weight_dimension_numbers=spec)
-    updates, state = tx.update({"x": x}, tx.init({"x": x}))
+    options = {"scale": 1.0, "weight_dimension_numbers": spec}
+    tx = go.galore(optax.sgd(1.0), rank=2, subspace=Tilted(), **options)
+    updates, state = jax.jit(tx.update)({"x": x}, tx.init({"x": x}))
     moved = np.moveaxis(np.asarray(x), axes, (-1, -2))  # (..., out, in)
     ours = np.moveaxis(np.asarray(updates["x"]), axes, (-1, -2))
     tall = moved.shape[-2] >= moved.shape[-1]

@@ -203,6 +203,7 @@ def test_a_norm_below_the_limit_changes_nothing() -> None:
     assert_close(clipped, free)
 
 
+@slow
 def test_eight_bit_states_are_those_of_the_whole_tree() -> None:
     code = galore_optax.codes.companded(min_size=1)
     tx = galore_optax.galore_adamw8bit(RATE, rank=4, code=code)

@@ -32,7 +32,11 @@ SHAPES = {
     "experts": {"up": {"kernel": (4, 16, 32)}},
     "embedding": (64, 16),
 }
-METHODS = [go.subspace.power(), go.subspace.svd(), go.subspace.eigh()]
+METHODS = [
+    pytest.param(go.subspace.power(), id="power"),
+    pytest.param(go.subspace.svd(), id="svd", marks=pytest.mark.slow),
+    pytest.param(go.subspace.eigh(), id="eigh", marks=pytest.mark.slow),
+]
 
 
 def is_spec(x: Any) -> bool:
@@ -55,7 +59,7 @@ def put(tree: Any, mesh: Any) -> Any:
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("proj_type", ["std", "full"])
-@pytest.mark.parametrize("method", METHODS, ids=["power", "svd", "eigh"])
+@pytest.mark.parametrize("method", METHODS)
 def test_sharded_equals_unsharded(method: Any, proj_type: str, kind: AxisType) -> None:
     tx = go.galore(
         # With exact bases on both sides R is diagonal but for rounding, which Adam with

@@ -59,7 +59,7 @@ TRANSFORMATIONS = {
 # A row takes its time; these differ least from the others.
 SLOW = {
     *("galore(sgd)", "galore(lion)", "galore(lamb)", "galore(adam), full"),
-    *("galore_adamw", "quantized(adam)"),
+    *("galore_adamw", "quantized(adam)", "chain"),
     *(
         f"galore(adam), {name}"
         for name in ("svd", "eigh", "randomized", "random", "int4")

@@ -123,7 +123,11 @@ def test_padding_is_not_learnt_from(files: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "layerwise"),
-    [("adamw", False), ("galore_adamw", False), ("galore_adamw8bit", True)],
+    [
+        ("adamw", False),
+        ("galore_adamw8bit", True),
+        pytest.param("galore_adamw", False, marks=pytest.mark.slow),
+    ],
 )
 def test_resuming_changes_no_bit(
     files: Path,
@@ -211,6 +215,7 @@ def test_a_mesh_changes_nothing_but_rounding(
     np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_meshed_run_resumes(files: Path, tmp_path: Path) -> None:
     shape = {"batch": 8, "checkpoint_every": 4, "mesh": ("data=2", "fsdp=4")}
     whole = Trainer(tiny(files, tmp_path, **shape)).train()
