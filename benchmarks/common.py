@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,40 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def write(name: str, result: Any) -> None:
-    """Writes `results/<name>.json`, whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
+def write(name: str, result: Any, missing: Sequence[str] = ()) -> None:
+    """Writes `results/<name>.json`, whole or not at all.
+
+    `missing` names what was skipped or has still to be run, each with its reason.
+    """
+    record = {"machine": machine(), "complete": not missing, "missing": list(missing)}
     path = RESULTS / f"{name}.json"
+    _replace(path, json.dumps(record | {"result": result}, indent=1) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}" + (", NOT complete" if missing else ""))
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"machine": machine(), "result": result}, indent=1))
+    partial.write_text(text)
     partial.replace(path)
-    print(f"wrote {path.relative_to(ROOT)}")
+
+
+class Runs:
+    """Results of single runs by name, each kept in a file as soon as it ends.
+
+    `results/<name>.runs.json` is committed like any result, so that a table can grow
+    over several sittings, each run beside the machine and the commit that it had.
+    """
+
+    def __init__(self, name: str):
+        self.path = RESULTS / f"{name}.runs.json"
+        self.found: dict[str, Any] = {}
+        if self.path.exists():
+            self.found = json.loads(self.path.read_text())
+
+    def get(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is on record under `key`, or else what `run()` gives now."""
+        if key not in self.found:
+            self.found[key] = run() | {"machine": machine()}
+            _replace(self.path, json.dumps(self.found, indent=1) + "\n")
+        return self.found[key]

@@ -10,9 +10,9 @@ run is stored as soon as it ends, so an interrupted benchmark goes on where it s
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,36 +33,32 @@ GRID = {
 }
 
 
-class Runs:
-    """Final validation losses by name, kept in a file."""
+def train(key: str, settings: Settings) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = dataclasses.replace(settings, out=Path(folder))
+        records = Trainer(run, name=key).train().records
+    loss = metrics.series(records, "validation_loss")[1][-1]
+    print(f"{key}: validation loss {loss:.4f}", flush=True)
+    return {"loss": loss}
+
+
+class Losses:
+    """Final validation losses, of runs made now or on record."""
 
     def __init__(self, steps: int):
-        self.path = common.RESULTS / f"demo_runs_{steps}.partial.json"
-        self.losses = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.steps = steps
+        self.runs, self.steps = common.Runs("demo_seeds"), steps
 
-    def loss(self, name: str, settings: Settings, rate: float, seed: int) -> float:
-        key = f"{name}, lr {rate:g}, seed {seed}"
-        if key not in self.losses:
-            self.losses[key] = self._train(key, settings, rate, seed)
-            self.path.parent.mkdir(exist_ok=True)
-            self.path.write_text(json.dumps(self.losses, indent=1))
-            print(f"{key}: validation loss {self.losses[key]:.4f}", flush=True)
-        return self.losses[key]
-
-    def _train(self, key: str, settings: Settings, rate: float, seed: int) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            run = dataclasses.replace(
-                settings,
-                learning_rate=rate,
-                seed=seed,
-                steps=self.steps,
-                eval_every=self.steps,
-                eval_batches=64,
-                out=Path(folder),
-            )
-            records = Trainer(run, name=key).train().records
-        return metrics.series(records, "validation_loss")[1][-1]
+    def __call__(self, name: str, settings: Settings, rate: float, seed: int) -> float:
+        key = f"{name}, {self.steps} steps, lr {rate:g}, seed {seed}"
+        run = dataclasses.replace(
+            settings,
+            learning_rate=rate,
+            seed=seed,
+            steps=self.steps,
+            eval_every=self.steps,
+            eval_batches=64,
+        )
+        return self.runs.get(key, lambda: train(key, run))["loss"]
 
 
 def main() -> None:
@@ -70,10 +66,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=demo.ADAMW.steps)
     arguments = parser.parse_args()
-    runs = Runs(arguments.steps)
-    best = {}
+    loss = Losses(arguments.steps)
+    best, grid = {}, {}
     for name, (settings, rates) in GRID.items():
-        found = {rate: runs.loss(name, settings, rate, 0) for rate in rates}
+        found = {rate: loss(name, settings, rate, 0) for rate in rates}
+        grid[name] = {f"{rate:g}": value for rate, value in found.items()}
         best[name] = min(found, key=lambda rate: found[rate])
     svd = dataclasses.replace(
         demo.GALORE, options=(*demo.GALORE.options, "subspace=svd")
@@ -85,23 +82,19 @@ def main() -> None:
     }
     seeds = range(arguments.seeds)
     losses = {
-        row: [runs.loss(*choice, seed) for seed in seeds]
-        for row, choice in rows.items()
+        row: [loss(*choice, seed) for seed in seeds] for row, choice in rows.items()
     }
     for row, values in losses.items():
         print(f"{row:18} mean {np.mean(values):.4f} spread {np.ptp(values):.4f}")
     common.write(
         "demo_seeds",
         {
-            "steps": runs.steps,
+            "steps": arguments.steps,
             "learning_rates": best,
             "final_validation_loss": losses,
-            "grid": {
-                k: v for k, v in runs.losses.items() if "svd" not in k and "seed 0" in k
-            },
+            "grid": grid,
         },
     )
-    runs.path.unlink()
 
 
 if __name__ == "__main__":
