@@ -32,6 +32,7 @@ SHAPES = {
     "experts": {"up": {"kernel": (4, 16, 32)}},
     "embedding": (64, 16),
 }
+SLOW_FULL = pytest.param("full", marks=pytest.mark.slow)
 METHODS = [
     pytest.param(go.subspace.power(), id="power"),
     pytest.param(go.subspace.svd(), id="svd", marks=pytest.mark.slow),
@@ -58,7 +59,7 @@ def put(tree: Any, mesh: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("proj_type", ["std", "full"])
+@pytest.mark.parametrize("proj_type", ["std", SLOW_FULL])
 @pytest.mark.parametrize("method", METHODS)
 def test_sharded_equals_unsharded(method: Any, proj_type: str, kind: AxisType) -> None:
     tx = go.galore(

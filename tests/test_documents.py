@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What README and docs show runs as it stands there."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DOCUMENTS = [
+    path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if path.exists() and BLOCK.search(path.read_text())
+]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_code_runs(path: Path) -> None:
+    names: dict[str, object] = {}
+    for code in BLOCK.findall(path.read_text()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            exec(compile(code, path.name, "exec"), names)
