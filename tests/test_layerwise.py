@@ -167,6 +167,23 @@ def run_once(step: layerwise.Step, data: jax.Array) -> tuple[Any, Any]:
     return params, report
 
 
+def test_later_micro_batches_renew_no_basis() -> None:
+    """Even if the first gave none: coordinates in two bases cannot be added up."""
+
+    def sometimes(params: Any, embed: Any, x: jax.Array, batch: jax.Array) -> jax.Array:
+        return jnp.where(batch[0, 0] == 0, 0.0, head(params, embed, x, batch))
+
+    step = layerwise.make_step(layerwise.Model(embed, block, sometimes), galore())
+    params = parameters()
+    state = step.init(params)
+    data = batches(0, 2).at[:, 0, 0].set(jnp.array([0, 1]))
+    _, after, _ = jax.jit(step.update)(params, state, data)
+    assert_close(stacked(after, "projector"), stacked(state, "projector"), 0.0)
+    _, after, _ = jax.jit(step.update)(params, state, data[::-1])
+    one, two = (stacked(s, "projector").blocks["up"]["kernel"] for s in (state, after))
+    assert float(jnp.abs(one - two).max()) > 0.1
+
+
 def test_clipping_by_the_global_norm_equals_optax() -> None:
     tx, limit = optax.sgd(0.1), 0.05
     clip = layerwise.clip_by_global_norm(limit)
