@@ -333,9 +333,17 @@ def test_labels_and_masks_go_by_path() -> None:
     assert_close(new, optax.apply_updates(params, updates))
 
 
+def skip_large(updates: Any, params: Any = None) -> Any:
+    """Mixes leaves by a predicate alone."""
+    large = optax.tree.norm(updates) > 1
+    return jax.lax.cond(large, optax.tree.zeros_like, lambda x: x, updates)
+
+
 @pytest.mark.parametrize(
     "tx",
     [
+        optax.clip_by_global_norm(1.0),
+        optax.stateless(skip_large),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
         galore_optax.galore(
             optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)), rank=4
