@@ -30,9 +30,10 @@ def _grid(axes: Axes, rows: list[dict[str, Any]]) -> None:
     ranks = sorted({row["rank"] for row in rows})
     gaps = list(dict.fromkeys(row["gap"] for row in rows))
     colours = colormaps[pictures.SEQUENCE](np.linspace(0.85, 0.0, len(ranks)))
-    for rank, colour in zip(ranks, colours, strict=True):
+    shifts = np.linspace(-0.09, 0.09, len(ranks))  # or dots would hide each other
+    for rank, colour, shift in zip(ranks, colours, shifts, strict=True):
         mine = [row for row in rows if row["rank"] == rank]
-        places = [gaps.index(row["gap"]) for row in mine]
+        places = [gaps.index(row["gap"]) + shift for row in mine]
         means = [row["mean"] for row in mine]
         axes.plot(places, means, "-", color=colour, label=f"rank {rank}", linewidth=1.8)
         for place, row in zip(places, mine, strict=True):
@@ -116,7 +117,7 @@ def _ranks(found: dict[str, Any], claim: str) -> str:
 
 def _beyond(found: dict[str, Any]) -> str:
     names = [
-        f"{study} {row['name']} ({row['less_base']['mean']:+.3f})"
+        f"{study} {row['name']} ({row['less_base']['mean']:+.4f})"
         for study, rows in found["studies"].items()
         for row in rows
         if study != GRID and row["less_base"]["beyond_seeds"]

@@ -117,7 +117,7 @@ def draw_overlap(found: Found) -> None:
     left.axhline(random, color="black", linestyle="--", linewidth=0.9)
     left.annotate("two random subspaces", (steps[-1], random), fontsize=8, va="bottom",
                   ha="right")  # fmt: skip
-    left.set(ylim=(0, 1), xlabel="step of the refresh")
+    left.set(ylim=(0, 1.02), xlabel="step of the refresh", xticks=steps)
     left.set_ylabel("overlap  |PᵀQ|² / rank  (1 = the same subspace)")
     left.set_title("New subspace against that of ...", fontsize=10)
     left.legend(frameon=False, fontsize=9)
@@ -128,8 +128,9 @@ def draw_overlap(found: Found) -> None:
         "Left: lines are medians over the matrices, bands hold all of them. From one"
         f" refresh to the next subspaces share {seen[0]:.2f} at step {steps[1]} and"
         f" {seen[-1]:.2f} at step {steps[-1]}; two batches at the same weights share"
-        f" {noise[-1]:.2f} at the last, so that much of the change is the batch's."
-        f" Right: medians over the matrices, every two refreshes. {setting(found)}"
+        f" {noise[-1]:.2f} at the last: what these do not share comes from the batch,"
+        " not from training. Right: medians over the matrices, every two refreshes."
+        f" {setting(found)}"
     )
     pictures.save(picture, "overlap", caption)
 
@@ -160,7 +161,7 @@ def draw_energy(found: Found) -> None:
     axes.axhline(random, color="black", linestyle="--", linewidth=0.9)
     axes.annotate("random basis", (steps[-1], random), fontsize=8, va="bottom",
                   ha="right")  # fmt: skip
-    axes.set(ylim=(0, 1), xlabel="step of the refresh")
+    axes.set(ylim=(0, 1.02), xlabel="step of the refresh", xticks=steps)
     axes.set_ylabel("captured energy  |PᵀG|² / |G|²")
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center")
     _heat_maps(below, found["energy"])
@@ -208,9 +209,10 @@ def draw_update_rank(found: Found) -> None:
         axes.annotate(f"rank of one subspace, {rank}", (counts[-1], rank), fontsize=8,
                       va="bottom", ha="right")  # fmt: skip
         axes.set_ylim(bottom=0)
+        axes.set_xticks(counts)
         axes.set_xlabel("subspaces trained in", fontsize=9)
         axes.set_ylabel(name, fontsize=9)
-    panels[1].legend(frameon=False, fontsize=9, loc="center right")
+    panels[1].legend(frameon=False, fontsize=9, loc="lower right")
     pictures.save(picture, "update_rank", _update_caption(found))
 
 
@@ -249,7 +251,8 @@ def _update_caption(found: Found) -> str:
         " effective"
         " rank: exp of the entropy of s/Σs (Roy and Vetterli 2007); stable rank:"
         " |W - W₀|²_F / |W - W₀|²₂. Lines are medians over the matrices, bands hold all"
-        f" of them. {setting(found)} AdamW: the same data, at its own best rate."
+        f" of them. After one subspace only weight decay is beyond index {s['rank']}."
+        f" {setting(found)} AdamW: the same data, at its own best rate."
     )
 
 

@@ -14,7 +14,7 @@ IMAGES = common.ROOT / "docs" / "images"
 # Two optimizers or three series: dark enough on white, and apart for the colour-blind.
 BLUE, ORANGE, GREY = "#08519c", "#d94801", "#737373"
 SEQUENCE = "viridis"
-_CHARACTERS_AN_INCH = 15.5
+_CHARACTERS_AN_INCH = 17
 
 
 def read(name: str) -> dict[str, Any]:
