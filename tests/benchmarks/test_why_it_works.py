@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks, overlaps, what is put on record, and pictures from the record alone."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,9 +15,12 @@ import draw_why_it_works
 import pictures
 import spectra
 import why_it_works
+from galore_optax.memory import config_path
 from tests.helpers import with_spectrum
 
+import data
 import demo
+from train import Text
 
 # name: singular values, and numerical, effective and stable rank
 KNOWN: dict[str, tuple[list[float], tuple[float, float, float]]] = {
@@ -173,6 +177,52 @@ def test_a_record_that_is_not_there(
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"benchmarks/why_it_works\.py"):
         pictures.read("why_it_works")
+
+
+@pytest.mark.slow
+def test_probes_are_of_the_run_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads(config_path("demo").read_text()) | TINY
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    options = (*demo.GALORE.options, "rank=8", "update_proj_gap=2")
+    run = dataclasses.replace(
+        demo.GALORE, model=str(tmp_path / "tiny.json"), options=options, steps=4
+    )
+    stream = np.random.default_rng(0).integers(0, 64, 9000).astype(np.uint16)
+    corpus = data.Corpus(stream, stream, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        why_it_works, "open_text", lambda _: Text(corpus.batches(128, 8, 0), [])
+    )
+    program = run.program()
+    prober = why_it_works.Prober(program)
+    before, weights = None, []
+    for stop in why_it_works.stops(run, program, 2):
+        if before:  # what the run has used since the last stop is what was found there
+            used = why_it_works.projectors(stop.state.opt_state)
+            for path, bases in before.basis.items():
+                found = spectra.overlap(bases, used[path])
+                np.testing.assert_allclose(found, 1, atol=1e-5)
+        before = prober(stop)
+        weights.append(before.weights)
+        for path, values in before.spectrum.items():
+            best = np.sum(values[:, :8] ** 2, 1) / np.sum(values**2, 1)
+            own = before.energy[why_it_works.OWN][path]
+            assert np.all(own < best + 1e-5)
+            assert np.all(own > 0.95 * best)
+            assert np.all(own > before.energy[why_it_works.OTHER][path])
+    ranks = why_it_works.update_of(weights)["ranks"]["numerical rank"]
+    # Weight decay is of full rank, and far below one per cent of the rest.
+    assert all(max(rows[0]) <= 8 < max(rows[1]) for rows in ranks.values())
+
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def test_rounding_keeps_four_digits() -> None:
