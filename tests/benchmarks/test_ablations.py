@@ -129,19 +129,22 @@ def test_claims_of_figure_5() -> None:
 
 
 def test_a_lane_is_its_seed_alone() -> None:
-    many, one = vmapped.lanes(RECIPE, SETTING), vmapped.lane(RECIPE, SETTING)
-    first, single = many.init(jnp.arange(2)), jax.jit(one.update)
-    states, gap = first, jnp.int32(SETTING.gap)
-    starts = jax.tree.map(np.array, first.params)
-    alone = [jax.jit(one.init)(jnp.int32(seed)) for seed in range(2)]
+    many = vmapped.lanes(RECIPE, SETTING)
+    programs = [vmapped.program(RECIPE, SETTING, 2, seed) for seed in range(2)]
+    alone = [one.init(one.init_params(seed)) for seed, one in enumerate(programs)]
+    single = jax.jit(programs[0].update)  # seeds differ in their states alone
+    states, gap = many.init(jnp.arange(2)), jnp.int32(SETTING.gap)
+    starts = jax.tree.map(np.array, states.params)
     for seed in range(2):
-        assert distance(alone[seed].params, of_lane(starts, seed)) < 1e-6
+        assert distance(of_lane(starts, seed), alone[seed].params) < 1e-6
+        keys = states.opt_state[1].key[seed], alone[seed].opt_state[1].key
+        np.testing.assert_array_equal(*keys)
     batches = vmapped.Batches(RECIPE, corpus())
     streams = [corpus().batches(RECIPE.tokens, RECIPE.batch, i) for i in range(2)]
     for _ in range(RECIPE.steps):
         states, _ = many.update(states, next(batches), gap)
         alone = [
-            single(state, next(stream)[None], gap)[0]
+            single(state, next(stream)[None])[0]
             for state, stream in zip(alone, streams, strict=True)
         ]
     moved = jax.tree.map(np.subtract, states.params, starts)
