@@ -55,7 +55,7 @@ def _dots(axes: Axes, studies: dict[str, list[dict[str, Any]]]) -> None:
         axes.annotate(
             f"{study} (base: {rows[0]['name']})", (0.01, place),
             xycoords=axes.get_yaxis_transform(), fontsize=8.5, weight="bold",
-            va="center",
+            va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
         for row in rows[1:]:
             place += 1
