@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What do rank, gap, subspace method, side, staggering and dtypes change?
+
+A small LLaMA on real text, several seeds of every setting under one compile by vmap;
+Figure 5 of the paper and the claims beside it. The learning rate is the one that the
+demo's grid found best for GaLore, the same for all. Every run is stored as soon as it
+ends, so an interrupted benchmark goes on where it stopped.
+
+    python benchmarks/ablations.py [--minutes 30] [--list]
+"""
+
+import argparse
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import common
+import draw_ablations
+import pictures
+from paired import Difference, difference
+from vmapped import NEVER, Recipe, Setting, seconds_a_step, train
+
+import data
+import demo
+from model import Config
+
+GAPS = (10, 50, 200, NEVER)
+SHARES = (16, 8, 4, 2)  # rank: the width divided by
+METHODS = ("power", "randomized", "eigh", "svd", "random")
+SIDES = ("std", "reverse_std", "left", "right", "full")
+PROJECTORS = ("float32", "bfloat16", "int8", "int4")
+TIMING = "one step of all seeds"
+GRID = "rank and gap"
+
+Studies = dict[str, dict[str, Setting]]
+
+
+def base(width: int) -> Setting:
+    """The demo's setting, which every study contains."""
+    return Setting(rank=width // 4)
+
+
+def grid(width: int) -> dict[str, Setting]:
+    """Ranks by gaps, Figure 5."""
+    ranks = [width // share for share in SHARES]
+    settings = [Setting(rank=rank, gap=gap) for rank in ranks for gap in GAPS]
+    return {str(setting): setting for setting in settings}
+
+
+def studies(width: int) -> Studies:
+    """Settings by study and by name; the first of a study is what it compares with."""
+    usual = base(width)
+
+    def vary(option: str, values: Sequence[Any]) -> dict[str, Setting]:
+        first, *others = values
+        changed = {
+            x: dataclasses.replace(usual, options=((option, x),)) for x in others
+        }
+        return {str(x): setting for x, setting in {first: usual, **changed}.items()}
+
+    def coded(code: str) -> Setting:
+        return dataclasses.replace(
+            usual, optimizer="galore_adamw8bit", options=(("code", code),)
+        )
+
+    moments = vary("moment_dtype", ("float32", "bfloat16"))
+    codes = {f"8 bits, {code}": coded(code) for code in ("companded", "dynamic")}
+    return {
+        GRID: grid(width),
+        "subspace": vary("subspace", METHODS),
+        "proj_type": vary("proj_type", SIDES),
+        "stagger": vary("stagger", (False, True)),
+        "projector_dtype": vary("projector_dtype", PROJECTORS),
+        "moments": moments | codes,
+    }
+
+
+def unique(found: Studies) -> list[Setting]:
+    """Every setting once; those that share a program come one after the other."""
+    return list(dict.fromkeys(s for study in found.values() for s in study.values()))
+
+
+def key(recipe: Recipe, setting: Setting | str) -> str:
+    size = f"width {recipe.config.width}, {recipe.steps} steps, {recipe.seeds} seeds"
+    return f"{size}: {setting}"
+
+
+class Deadline:
+    """Whether another run may be started."""
+
+    def __init__(self, minutes: float):
+        self.end = time.monotonic() + 60 * minutes
+
+    @property
+    def passed(self) -> bool:
+        return time.monotonic() > self.end
+
+
+def run_all(
+    recipe: Recipe, settings: Sequence[Setting], runs: common.Runs, deadline: Deadline
+) -> None:
+    corpus = data.load("prose", recipe.config.vocab)
+    for setting in settings:
+        name = key(recipe, setting)
+        if name in runs.found or deadline.passed:
+            continue
+        found = runs.get(name, lambda s=setting: train(recipe, s, corpus))
+        losses = " ".join(f"{loss:.4f}" for loss in found["losses"])
+        print(f"{setting}: {losses}  ({found['seconds']:.0f} s)", flush=True)
+    if not deadline.passed:
+        usual = base(recipe.config.width)
+        runs.get(key(recipe, TIMING), lambda: seconds_a_step(recipe, usual, corpus, 12))
+
+
+def rows(recipe: Recipe, settings: dict[str, Setting], found: Any) -> Iterator[Any]:
+    """What is on record of a study: a row a setting, against the first of them."""
+    usual = found.get(key(recipe, base(recipe.config.width)))
+    for name, setting in settings.items():
+        run = found.get(key(recipe, setting))
+        if run is None or usual is None:
+            continue
+        losses = run["losses"]
+        yield {
+            "name": name,
+            "rank": setting.rank,
+            "gap": gap_name(setting.gap),
+            "losses": losses,
+            "mean": float(np.mean(losses)),
+            "spread": float(np.ptp(losses)),
+            "less_base": compared(losses, usual["losses"]),
+            "state_bytes_a_seed": run["state_bytes_a_seed"],
+        }
+
+
+def compared(losses: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    found = difference(losses, others)
+    return dataclasses.asdict(found) | {"beyond_seeds": found.beyond_seeds}
+
+
+def gap_name(gap: int) -> int | str:
+    return "never" if gap >= NEVER else gap
+
+
+def claims(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Figure 5, rank by rank: the best gap, and what the extremes lose against it.
+
+    An extreme is compared with the best of the other gaps; more than 0 means that it
+    hurts. Ranks with runs still missing are left out.
+    """
+    found = {}
+    for rank in sorted({row["rank"] for row in table}):
+        losses = {row["gap"]: row["losses"] for row in table if row["rank"] == rank}
+        if len(losses) < len(GAPS):
+            continue
+        found[str(rank)] = {
+            "best_gap": _best(losses),
+            "too_frequent": _against_best(losses, gap_name(GAPS[0])),
+            "too_rare": _against_best(losses, gap_name(GAPS[-1])),
+        }
+    return found
+
+
+def _best(losses: dict[Any, Sequence[float]]) -> Any:
+    return min(losses, key=lambda gap: np.mean(losses[gap]))
+
+
+def _against_best(losses: dict[Any, Sequence[float]], gap: Any) -> dict[str, Any]:
+    others = {other: found for other, found in losses.items() if other != gap}
+    best = _best(others)
+    return {"gap": gap, "best_other": best} | compared(losses[gap], others[best])
+
+
+def result(recipe: Recipe, runs: common.Runs) -> dict[str, Any]:
+    usual = base(recipe.config.width)
+    tables = {
+        study: list(rows(recipe, settings, runs.found))
+        for study, settings in studies(recipe.config.width).items()
+    }
+    settings = {"corpus": "prose", "learning_rate": demo.GALORE.learning_rate}
+    return {
+        "recipe": dataclasses.asdict(recipe) | settings,
+        "base": str(usual),
+        "studies": tables,
+        "figure_5": claims(tables[GRID]),
+        "seconds_a_step": runs.found.get(key(recipe, TIMING)),
+    }
+
+
+def report(found: dict[str, Any]) -> None:
+    for study, table in found["studies"].items():
+        print(f"\n{study}: validation loss, spread over seeds, less that of the base")
+        for row in table:
+            numbers = f"{row['mean']:.4f}  {row['spread']:.4f}"
+            print(f"  {row['name']:28} {numbers}  {said(row['less_base'])}")
+    for rank, claim in found["figure_5"].items():
+        print(f"\nrank {rank}: best gap {claim['best_gap']}")
+        for less in (claim["too_frequent"], claim["too_rare"]):
+            print(f"  gap {less['gap']} less gap {less['best_other']}: {said(less)}")
+    if found["seconds_a_step"]:
+        ratio = found["seconds_a_step"]["ratio"]
+        print(f"\na step of all seeds at once over one after the other: {ratio:.2f}")
+
+
+def said(less: dict[str, Any]) -> str:
+    return str(Difference(less["mean"], less["low"], less["high"]))
+
+
+def parse() -> tuple[Recipe, argparse.Namespace]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="start no later"
+    )
+    parser.add_argument("--list", action="store_true", help="what there is to run")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128, help="of the model")
+    arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds must be at least 2, or there is no spread.")
+    width, usual = arguments.width, Config.load("demo")
+    hidden = usual.hidden * width // usual.width
+    config = dataclasses.replace(usual, width=width, hidden=hidden)
+    return Recipe(config, arguments.steps, arguments.seeds), arguments
+
+
+def main() -> None:
+    recipe, arguments = parse()
+    runs = common.Runs("ablations")
+    planned = [*unique(studies(recipe.config.width)), TIMING]
+    if arguments.list:
+        for setting in planned:
+            done = key(recipe, setting) in runs.found
+            print(f"{'on record' if done else 'to be run'}  {setting}")
+        return
+    run_all(recipe, planned[:-1], runs, Deadline(arguments.minutes))
+    missing = [
+        f"{setting}: still to be run"
+        for setting in planned
+        if key(recipe, setting) not in runs.found
+    ]
+    found = result(recipe, runs)
+    report(found)
+    common.write("ablations", found, missing)
+    if missing:
+        print("not drawn: runs are missing")
+    else:
+        draw_ablations.draw(pictures.read("ablations")["result"])
+
+
+if __name__ == "__main__":
+    main()
