@@ -11,19 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.examples.helpers import (
-    LLAMA,
-    assert_same_bits,
-    opened,
-    stop_after,
-    tiny,
-)
+from tests.examples.helpers import LLAMA, assert_same_bits, stop_after, tiny
 
 import adapters
-import checkpoints
 import hugging_face
 import metrics
 import relora
+from adapted import Adapter
+from checkpoints import Checkpoints, last_params
 from model import parameter_count
 from settings import Settings
 from steps import State, state_bytes
@@ -55,19 +50,23 @@ def batch(rows: int = 4, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, V, (rows, 33), np.int32)
 
 
-def started(run: Settings, steps: int = 0) -> tuple[Any, State]:
-    """A program, and its state after a few steps."""
-    program = run.program()
-    state = program.init(program.init_params(run.seed))
-    update, _ = program.compiled(state)
-    for number in range(steps):
-        state, _ = update(state, program.put(batch(seed=number)))
-    return program, state
+class Run:
+    """A run's functions, compiled once, and its state."""
 
+    def __init__(self, run: Settings):
+        self.program = run.program()
+        self.state = self.program.init(self.program.init_params(run.seed))
+        self.update, self._loss = self.program.compiled(self.state)
 
-def mean_loss(program: Any, params: Any) -> float:
-    total, count = jax.jit(program.loss)(params, batch())
-    return float(total) / int(count)
+    def advance(self, steps: int) -> "Run":
+        for number in range(steps):
+            parts = self.program.put(batch(seed=number))
+            self.state, _ = self.update(self.state, parts)
+        return self
+
+    def loss(self, params: Any) -> float:
+        total, count = self._loss(params, batch())
+        return float(total) / int(count)
 
 
 def named(tree: Any) -> dict[str, jax.Array]:
@@ -76,43 +75,51 @@ def named(tree: Any) -> dict[str, jax.Array]:
 
 
 @pytest.fixture(scope="module")
-def trained(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """LoRA before and after five steps."""
-    run = tiny(files, tmp_path_factory.mktemp("lora"), **LORA)
-    program, first = started(run)
-    before = jax.device_get(first.params)
-    return program, before, started(run, 5)[1]
+def plain(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The model without adapters, at its start."""
+    return Run(tiny(files, tmp_path_factory.mktemp("plain")))
+
+
+@pytest.fixture(scope="module")
+def lora(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """LoRA at its start."""
+    return Run(tiny(files, tmp_path_factory.mktemp("lora"), **LORA))
+
+
+@pytest.fixture(scope="module")
+def trained(lora: Run) -> State:
+    """LoRA after five steps."""
+    first = lora.state
+    lora.state = jax.tree.map(jnp.copy, first)  # steps consume theirs
+    last = lora.advance(5).state
+    lora.state = first
+    return last
 
 
 def test_a_fresh_adapter_changes_neither_kernels_nor_outputs(
-    files: Path, tmp_path: Path, trained: Any
+    plain: Run, lora: Run
 ) -> None:
-    plain, state = started(tiny(files, tmp_path))
-    program, before, _ = trained
-    kernels = adapters.map_maps(lambda part: part["base"], before)
-    assert_same_bits(kernels, state.params)
-    loss = mean_loss(plain, state.params)
-    assert mean_loss(program, before) == pytest.approx(loss, rel=4 * EPS)
+    bases = adapters.map_maps(lambda part: part["base"], lora.state.params)
+    assert_same_bits(bases, plain.state.params)
+    loss = plain.loss(plain.state.params)
+    assert lora.loss(lora.state.params) == pytest.approx(loss, rel=4 * EPS)
 
 
 def test_the_merged_model_computes_the_same(
-    files: Path, tmp_path: Path, trained: Any
+    plain: Run, lora: Run, trained: State
 ) -> None:
-    plain = tiny(files, tmp_path).program()
-    program, _, state = trained
-    merged = adapters.merged(state.params, ALPHA)
-    assert jax.tree.structure(merged) == jax.tree.structure(plain.init_params(0))
-    loss = mean_loss(program, state.params)
+    merged = adapters.merged(trained.params, ALPHA)
+    assert jax.tree.structure(merged) == jax.tree.structure(plain.state.params)
+    loss = lora.loss(trained.params)
     # The mean of 128 losses, each by some ten products of at most 24 terms in a row.
-    assert mean_loss(plain, merged) == pytest.approx(loss, rel=10 * 24 * EPS)
-    bases = adapters.map_maps(lambda part: part["base"], state.params)
-    assert mean_loss(plain, bases) != pytest.approx(loss, rel=1e-3)
+    assert plain.loss(merged) == pytest.approx(loss, rel=10 * 24 * EPS)
+    bases = adapters.map_maps(lambda part: part["base"], trained.params)
+    assert plain.loss(bases) != pytest.approx(loss, rel=1e-3)
     assert_same_bits(adapters.merged(merged, 0.0), merged)
 
 
-def test_frozen_kernels_stay_and_all_else_moves(trained: Any) -> None:
-    _, before, state = trained
-    old, new = named(before), named(state.params)
+def test_frozen_kernels_stay_and_all_else_moves(lora: Run, trained: State) -> None:
+    old, new = named(lora.state.params), named(trained.params)
     frozen = {name for name in old if "/base/" in name}
     assert len(frozen) == 7
     for name, value in old.items():
@@ -120,43 +127,41 @@ def test_frozen_kernels_stay_and_all_else_moves(trained: Any) -> None:
         assert same == (name in frozen), name
 
 
-def test_only_what_is_trained_has_state(trained: Any) -> None:
-    _, _, state = trained
-    assert parameter_count(state.params) == MATRICES + FACTORS + OTHERS
-    assert adapters.trained_count(state.params) == FACTORS + OTHERS
+def test_only_what_is_trained_has_state(trained: State) -> None:
+    assert parameter_count(trained.params) == MATRICES + FACTORS + OTHERS
+    assert adapters.trained_count(trained.params) == FACTORS + OTHERS
     counters = 2 * 4  # of Adam and of the schedule
-    assert state_bytes(state.opt_state) == 2 * 4 * (FACTORS + OTHERS) + counters
-    assert not any("/base/" in name for name in named(state.opt_state))
+    assert state_bytes(trained.opt_state) == 2 * 4 * (FACTORS + OTHERS) + counters
+    assert not any("/base/" in name for name in named(trained.opt_state))
 
 
-def test_frozen_kernels_do_not_count_in_the_norm(trained: Any) -> None:
-    program, _, state = trained
-    _, gradients = program.gradients(state.params, program.put(batch()))
+def test_frozen_kernels_do_not_count_in_the_norm(lora: Run, trained: State) -> None:
+    program = lora.program
+    gradients = jax.jit(program.gradients)(trained.params, program.put(batch()))[1]
     found = named(gradients)
-    assert all(not x.any() for name, x in found.items() if "/base/" in name)
-    assert all(x.any() for name, x in found.items() if "/base/" not in name)
+    assert all(x.any() == ("/base/" not in name) for name, x in found.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor", "lion"])
 def test_other_optimizers(files: Path, tmp_path: Path, optimizer: str) -> None:
     changes: Any = LORA | {"optimizer": optimizer, "options": ()}
-    program, state = started(tiny(files, tmp_path, **changes))
-    first = mean_loss(program, state.params)
-    kernel = np.asarray(state.params["layers"]["attn"]["q"]["base"]["kernel"])
-    for _ in range(4):
-        state, _ = jax.jit(program.update)(state, program.put(batch()))
-    assert mean_loss(program, state.params) < first
-    left = state.params["layers"]["attn"]["q"]["base"]["kernel"]
-    np.testing.assert_array_equal(left, kernel)
+    run = Run(tiny(files, tmp_path, **changes))
+    first = jax.tree.map(np.asarray, run.state.params)
+    run.advance(4)
+    for name, value in named(first).items():
+        same = np.array_equal(value, named(run.state.params)[name])
+        assert same == ("/base/" in name), name
 
 
-def test_factors_start_at_the_best_approximation(files: Path, tmp_path: Path) -> None:
-    _, plain = started(tiny(files, tmp_path))
-    _, state = started(tiny(files, tmp_path, **BA))
+def test_factors_start_at_the_best_approximation(
+    files: Path, tmp_path: Path, plain: Run
+) -> None:
+    state = Run(tiny(files, tmp_path, **BA)).state
     assert parameter_count(state.params) == FACTORS + OTHERS
     assert state_bytes(state.opt_state) == 2 * 4 * (FACTORS + OTHERS) + 8
     found = named(adapters.merged(state.params, ALPHA))
-    for name, kernel in named(plain.params["layers"]).items():
+    for name, kernel in named(plain.state.params["layers"]).items():
         if not name.endswith("kernel"):
             continue
         u, s, vt = np.linalg.svd(np.asarray(kernel, np.float64))
@@ -177,14 +182,18 @@ def test_factors_share_the_singular_values() -> None:
     np.testing.assert_allclose(*lengths, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def restarted(trained: State) -> State:
+    """What ReLoRA's restart makes of LoRA after five steps."""
+    return jax.jit(Adapter("relora", RANK, ALPHA, reset=3).restart)(trained)
+
+
 def test_a_restart_keeps_the_function_and_begins_anew(
-    files: Path, tmp_path: Path
+    lora: Run, trained: State, restarted: State
 ) -> None:
-    program, state = started(tiny(files, tmp_path, **RELORA), 2)
-    after = program.adapter.restart(state)
-    loss = mean_loss(program, state.params)
-    assert mean_loss(program, after.params) == pytest.approx(loss, rel=240 * EPS)
-    old, new = named(state.params), named(after.params)
+    loss = lora.loss(trained.params)
+    assert lora.loss(restarted.params) == pytest.approx(loss, rel=240 * EPS)
+    old, new = named(trained.params), named(restarted.params)
     for name, value in new.items():
         moved = name.endswith(("/a", "/b", "/base/kernel"))
         assert np.array_equal(value, old[name]) != moved, name
@@ -198,10 +207,10 @@ def test_a_restart_keeps_the_function_and_begins_anew(
     assert not np.array_equal(layers, new["layers/attn/k/a"])
 
 
-def test_a_restart_prunes_the_moments_of_adapters(files: Path, tmp_path: Path) -> None:
-    program, state = started(tiny(files, tmp_path, **RELORA), 2)
-    after = program.adapter.restart(state)
-    old, new = named(state.opt_state), named(after.opt_state)
+def test_a_restart_prunes_the_moments_of_adapters(
+    trained: State, restarted: State
+) -> None:
+    old, new = named(trained.opt_state), named(restarted.opt_state)
     pruned = {name for name in old if name.endswith(("/a", "/b"))}
     assert len(pruned) == 2 * 2 * 7
     for name in old.keys() - pruned:
@@ -214,18 +223,17 @@ def test_a_restart_prunes_the_moments_of_adapters(files: Path, tmp_path: Path) -
             assert np.abs(one[kept]).min() > np.abs(one[~kept]).max()
 
 
+@pytest.mark.slow
 def test_restarts_come_when_they_are_due(files: Path, tmp_path: Path) -> None:
-    program, state = started(tiny(files, tmp_path, **RELORA))
-    update, _ = program.compiled(state)
-    drawn = [np.asarray(state.params["layers"]["attn"]["q"]["a"])]
+    run = Run(tiny(files, tmp_path, **RELORA))
+    drawn = set()
     for step in range(1, 8):
-        state, _ = update(state, program.put(batch(seed=step)))
-        b = state.params["layers"]["attn"]["q"]["b"]
+        run.advance(1)
+        part = run.state.params["layers"]["attn"]["q"]
         # The step after a restart has a rate of zero.
-        assert bool(b.any()) == (step not in (3, 4, 6, 7)), step
-        if step % 3 == 0:
-            drawn.append(np.asarray(state.params["layers"]["attn"]["q"]["a"]))
-    assert len({x.tobytes() for x in drawn}) == 3
+        assert bool(part["b"].any()) == (step not in (3, 4, 6, 7)), step
+        drawn.add(np.asarray(part["a"]).tobytes() if step % 3 == 0 else b"")
+    assert len(drawn) == 1 + 2
 
 
 def test_the_rate_is_jagged() -> None:
@@ -245,17 +253,37 @@ def test_matrix_rate_is_that_of_the_factors(
 ) -> None:
     sgd: Any = kind | {"optimizer": "sgd", "options": (), "clip": 0.0, "warmup": 0.0}
     one, half = (tiny(files, tmp_path, **sgd, matrix_rate=x) for x in (1.0, 0.5))
-    params = started(one)[1].params
-    ones = jax.tree.map(jnp.ones_like, params)
+    program = one.program()
+    shapes = jax.eval_shape(lambda: program.init_params(0))
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)
     txs = [run.transformation() for run in (one, half)]
-    found = [named(tx.update(ones, tx.init(params), params)[0]) for tx in txs]
+    found = [named(tx.update(ones, tx.init(ones), ones)[0]) for tx in txs]
     for name, value in found[0].items():
         if "/base/" not in name:
             share = 0.5 if name.endswith(("/a", "/b")) else 1.0
             np.testing.assert_allclose(found[1][name], share * value, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", [RELORA, BA])
+def saved(state: State, settings: Settings, step: int) -> Checkpoints:
+    found = Checkpoints(settings.out / "checkpoints", 1)
+    found.save(step, state, {}, settings)
+    return found
+
+
+def test_a_restored_state_has_the_same_bits(
+    files: Path, tmp_path: Path, lora: Run, restarted: State
+) -> None:
+    settings = tiny(files, tmp_path, **RELORA)
+    checkpoints = saved(restarted, settings, 5)
+    assert_same_bits(checkpoints.restore(lora.state, settings).state, restarted)
+    other = tiny(files, tmp_path, **RELORA | {"adapter_rank": 2})
+    with pytest.raises(ValueError, match="adapter_rank was 4, is 2"):
+        checkpoints.restore(lora.state, other)
+    checkpoints.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [LORA, RELORA, BA])
 def test_resuming_changes_no_bit(
     files: Path, tmp_path: Path, kind: dict[str, Any]
 ) -> None:
@@ -268,37 +296,32 @@ def test_resuming_changes_no_bit(
         cut.train()
     resumed = Trainer(run).train()
     assert_same_bits(whole.state, resumed.state)
-    assert metrics.series(whole.records, "loss") == metrics.series(
-        resumed.records, "loss"
-    )
-    other = tiny(files, tmp_path / "cut", **shape | {"adapter_rank": 2})
-    with pytest.raises(ValueError, match="adapter_rank was 4, is 2"):
-        Trainer(other)
+    losses = [metrics.series(x.records, "loss") for x in (whole, resumed)]
+    assert losses[0] == losses[1]
 
 
-def test_what_is_exported_is_merged(files: Path, tmp_path: Path) -> None:
-    run = tiny(files, tmp_path / "run", **LORA, checkpoint_every=4)
-    with opened(run) as trainer:
-        program = trainer.program
-        state = trainer.train().state
-    params, config = checkpoints.last_params(run.out / "checkpoints")
-    hugging_face.write(tmp_path / "hf", params, config)
-    plain = tiny(files, tmp_path / "plain", init_from=tmp_path / "hf")
-    with opened(plain) as trainer:
-        found = mean_loss(trainer.program, trainer.state.params)
-    assert found == pytest.approx(mean_loss(program, state.params), rel=240 * EPS)
-    adapted = tiny(files, tmp_path / "adapted", init_from=tmp_path / "hf", **LORA)
-    with opened(adapted) as trainer:
-        again = mean_loss(trainer.program, trainer.state.params)
-    assert again == pytest.approx(found, rel=4 * EPS)
+def test_what_is_exported_is_merged(
+    files: Path, tmp_path: Path, plain: Run, lora: Run, trained: State
+) -> None:
+    run = tiny(files, tmp_path / "run", **LORA)
+    saved(trained, run, 5).close()
+    params, config = last_params(run.out / "checkpoints")
+    hugging_face.write(tmp_path, params, config)
+    back = hugging_face.read(tmp_path, config)
+    loss = lora.loss(trained.params)
+    assert plain.loss(back) == pytest.approx(loss, rel=240 * EPS)
+    # And in again, as a run with `init_from` does.
+    adapted = lora.program.place(back)
+    assert lora.loss(adapted) == pytest.approx(loss, rel=240 * EPS)
+    assert not adapted["layers"]["attn"]["q"]["b"].any()
 
 
 @pytest.mark.slow
 def test_several_devices_compute_the_same(files: Path, tmp_path: Path) -> None:
     losses = []
     for mesh in ((), ("data=2", "fsdp=2")):
-        program, state = started(tiny(files, tmp_path, **RELORA, mesh=mesh), 7)
-        losses.append(mean_loss(program, state.params))
+        run = Run(tiny(files, tmp_path, **RELORA, mesh=mesh)).advance(7)
+        losses.append(run.loss(run.state.params))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
