@@ -26,7 +26,7 @@ paper: weights and optimizer state, two bytes an entry (what has eight bits: one
 
     python benchmarks/pretraining.py [--model demo --steps 1500] [--list]
         [--minutes 60]          starts no run after that; the same command goes on
-        [--methods GaLore LoRA] makes the runs of these only
+        [--methods GaLore LoRA] [--ratios 0.25] makes the runs of these only
     python benchmarks/pretraining.py --model 60m              on a GPU
     python benchmarks/pretraining.py --speed [--model 60m]    tokens/s, side by side
 

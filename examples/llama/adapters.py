@@ -51,7 +51,7 @@ class FactoredLinear(nnx.Module):
 
     They start as the best approximation W ≈ U_r S_r V_rᵀ of the kernel that an ordinary
     layer would start with, A = U_r √S_r and B = √S_r V_rᵀ ("spectral" initialisation:
-    Khodak et al. 2021; Kamalakara et al. 2022, section 2.1).
+    Khodak et al. 2021; Kamalakara et al. 2022).
     """
 
     def __init__(self, base: nnx.Linear, rank: int):

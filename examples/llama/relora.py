@@ -8,7 +8,7 @@ moment's entries that is largest stays (their paper writes of a hundredth), ever
 else becomes zero; Adam's step count goes on. After each restart the learning rate rises
 from zero back to the schedule. No full-rank warm-up, as in GaLore's Table 2.
 
-Lialin et al. 2023, "ReLoRA: High-Rank Training Through Low-Rank Updates", section 3.
+Lialin et al. 2023, "ReLoRA: High-Rank Training Through Low-Rank Updates".
 """
 
 import itertools

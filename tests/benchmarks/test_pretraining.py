@@ -57,6 +57,12 @@ def test_welch_separates_what_it_should() -> None:
     assert found.mean == pytest.approx(1.0)
     assert (found.low, found.high) == pytest.approx((1 - half, 1 + half), rel=1e-4)
     assert found.separates
+    # One far narrower than the other: its two degrees of freedom are gone, t = 4.303.
+    uneven = tuning.difference([1.999999, 2.0, 2.000001], [2.9, 3.0, 3.1])
+    assert uneven is not None
+    assert uneven.high - uneven.low == pytest.approx(
+        2 * 4.3027 * 0.1 / math.sqrt(3), rel=1e-4
+    )
     near = tuning.difference([1.9, 2.0, 2.1], [2.0, 2.1, 2.2])
     assert near is not None
     assert not near.separates
@@ -186,7 +192,7 @@ def test_every_method_is_a_run_that_the_example_takes(name: str) -> None:
         budget = dataclasses.replace(BUDGET, **size, rank=rank, gap=gap, dtype=dtype)
         run = METHODS[name].run(budget, Point(name, 0.25, -3))
         assert (run.clip == 0) == (name == "AdamW, no clipping")
-        assert (run.learning_rate, run.params_dtype) == (0.00125, "bfloat16")
+        assert (run.learning_rate, run.params_dtype) == (0.00125, dtype)
         if run.optimizer.startswith("galore_"):
             assert {f"rank={rank}", "scale=0.25"} <= set(run.options)
             assert run.matrix_rate == 1
