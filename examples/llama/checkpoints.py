@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+import adapters
 from model import Config
 from settings import Settings, differences, to_json
 from steps import State
@@ -118,7 +119,10 @@ class _ClearErrors:
 
 
 def last_params(folder: Path) -> tuple[Any, Config]:
-    """Parameters of the last checkpoint, on the host, and the sizes of their model."""
+    """Parameters of the last checkpoint, on the host, and the sizes of their model.
+
+    Those of an adapted model are merged into kernels.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} holds no checkpoint.")
     with ocp.CheckpointManager(folder.absolute()) as manager:
@@ -131,4 +135,6 @@ def last_params(folder: Path) -> tuple[Any, Config]:
         field.name: found["settings"][f"model.{field.name}"]
         for field in dataclasses.fields(Config)
     }
-    return jax.device_get(found["state"]["params"]), Config(**sizes)
+    alpha = found["settings"].get("adapter_alpha", 0.0)
+    params = adapters.merged(found["state"]["params"], alpha)
+    return jax.device_get(params), Config(**sizes)

@@ -21,11 +21,11 @@ def make(
 
 
 def matrices_of_layers(tree: Any) -> Any:
-    """Which leaves are matrices inside layers: those that GaLore projects here."""
+    """Which leaves are matrices inside layers: kernels, or the factors of adapters."""
 
     def is_matrix(path: Any, leaf: Any) -> bool:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         stacks = ("layers/", "blocks/")  # at once, layer by layer
-        return name.startswith(stacks) and name.endswith("/kernel")
+        return name.startswith(stacks) and name.endswith(("/kernel", "/a", "/b"))
 
     return jax.tree_util.tree_map_with_path(is_matrix, tree)

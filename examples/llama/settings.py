@@ -18,7 +18,10 @@ from galore_optax.layerwise import (
     clip_by_projected_norm,
 )
 
+import adapters
 import optimizers
+import relora
+from adapted import AdaptedProgram, Adapter
 from corpora import CORPORA
 from model import Config, Numerics
 from steps import LayerProgram, Program, make_mesh
@@ -49,7 +52,8 @@ class Settings:
     learning_rate: float = 5e-3
     """At its peak."""
     matrix_rate: float = 1.0
-    """Learning rate of the layers' matrices, relative to that of the rest."""
+    """Learning rate of the layers' matrices, relative to that of the rest; with an
+    adapter that of its two factors."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises."""
     final_rate: float = 0.1
@@ -59,6 +63,17 @@ class Settings:
     clip_projected: bool = False
     """With layerwise: clip by the norm of the projected gradients, which takes one
     backward pass where the global norm takes two, and allows accumulation."""
+
+    adapter: str = ""
+    """lora, relora or factors in place of the layers' matrices. Embeddings, head and
+    norms are trained in full."""
+    adapter_rank: int = 64
+    adapter_alpha: float = 32.0
+    """Of lora and relora: what they add is multiplied by alpha / rank."""
+    adapter_reset: int = 0
+    """Of relora: steps after which it is merged and begun anew."""
+    adapter_warmup: int = 10
+    """Of relora: steps over which the learning rate rises after that."""
 
     compute_dtype: str = "float32"
     params_dtype: str = "float32"
@@ -118,6 +133,7 @@ class Settings:
                 f" model {self.model!r} is made for."
             )
         self._check_layerwise()
+        self._check_adapter()
         self.transformation()
 
     def _check_layerwise(self) -> None:
@@ -135,6 +151,52 @@ class Settings:
                 f"layerwise runs on one device, but mesh={' '.join(self.mesh)}. Leave"
                 " one of them out."
             )
+
+    def _check_adapter(self) -> None:
+        name = f"adapter={self.adapter}"
+        smaller = min(self.config.width, self.config.hidden)
+        if self.low_rank and self.adapter_rank > smaller:
+            raise ValueError(
+                f"adapter_rank={self.adapter_rank} is more than the {smaller} that a"
+                f" matrix of model {self.model!r} can have."
+            )
+        if self.adapter and self.layerwise:
+            raise ValueError(
+                f"{name} with layerwise: what an adapter trains is small, and its"
+                " gradients need no dropping. Leave one of them out."
+            )
+        if self.adapter and self.optimizer.startswith("galore_"):
+            raise ValueError(
+                f"{name} with optimizer={self.optimizer}: two low-rank methods at once."
+                f" Take {self.optimizer.removeprefix('galore_')!r}."
+            )
+        if self.adapter == "relora":
+            self._check_relora()
+
+    def _check_relora(self) -> None:
+        if self.optimizer not in ("adam", "adamw"):
+            raise ValueError(
+                f"adapter=relora with optimizer={self.optimizer}: a restart prunes the"
+                " moments of Adam. Take adam or adamw."
+            )
+        if not 1 <= self.adapter_warmup < self.adapter_reset < self.steps:
+            raise ValueError(
+                f"adapter_warmup={self.adapter_warmup}, adapter_reset="
+                f"{self.adapter_reset}, steps={self.steps} must grow in this order."
+            )
+
+    @property
+    def low_rank(self) -> Adapter | None:
+        """What takes the place of the layers' matrices, if anything does."""
+        if not self.adapter:
+            return None
+        return Adapter(
+            self.adapter,
+            self.adapter_rank,
+            self.adapter_alpha,
+            self.adapter_reset,
+            self.seed,
+        )
 
     @property
     def config(self) -> Config:
@@ -154,10 +216,13 @@ class Settings:
         return self.axes.get("data", 1) * self.axes.get("fsdp", 1)
 
     def schedule(self) -> optax.Schedule:
-        """Linear warm-up, then a cosine to a share of the peak."""
+        """Linear warm-up, then a cosine to a share of the peak; jagged for relora."""
         peak, end = self.learning_rate, self.learning_rate * self.final_rate
-        warmup = int(self.steps * self.warmup)
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, self.steps, end)
+        steps, warmup = self.steps, int(self.steps * self.warmup)
+        smooth = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, end)
+        if self.adapter != "relora":
+            return smooth
+        return relora.jagged(smooth, self.adapter_reset, self.adapter_warmup)
 
     def transformation(self) -> optax.GradientTransformation:
         """Clipping, the optimizer, and the matrices' own rate."""
@@ -169,13 +234,17 @@ class Settings:
         if self.matrix_rate != 1:
             scaled = optax.scale(self.matrix_rate)
             parts.append(optax.masked(scaled, optimizers.matrices_of_layers))
-        return optax.chain(*parts)
+        if not self.adapter:
+            return optax.chain(*parts)
+        return optax.masked(optax.chain(*parts), adapters.trained)
 
     def program(self) -> Program:
         """The model and the optimizer as functions on this run's devices."""
         numerics = Numerics(self.compute_dtype, self.params_dtype, self.remat)
         tx, mesh = self.transformation(), make_mesh(self.axes)
         parts = self.config, numerics, tx, self.accumulation, mesh
+        if self.low_rank:
+            return AdaptedProgram(*parts, self.low_rank)
         return LayerProgram(*parts, self._clip()) if self.layerwise else Program(*parts)
 
     def _clip(self) -> Clip | None:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+import adapters
 import c4
 import data
 import hugging_face
@@ -189,11 +190,11 @@ class Trainer:
         self.bar.set_postfix({"loss": f"{found['loss']:.3f}", "tokens/s": speed})
 
     def _flops_per_token(self) -> float:
-        """6 a matrix parameter, and attention's 12 T D a layer."""
-        config = self.run.config
-        embedding = config.vocab * config.width
-        matrices = parameter_count(self.state.params) - embedding
-        return 6 * matrices + 12 * config.layers * config.width * self.run.tokens
+        """6 a matrix parameter, 4 a frozen one, and attention's 12 T D a layer."""
+        config, params = self.run.config, self.state.params
+        count, trained = parameter_count(params), adapters.trained_count(params)
+        matrices = 6 * trained + 4 * (count - trained) - 6 * config.vocab * config.width
+        return matrices + 12 * config.layers * config.width * self.run.tokens
 
     def _evaluate(self, step: int) -> None:
         if self._due(self.run.eval_every, step):
@@ -232,7 +233,9 @@ def main() -> None:
         result = Trainer(run).train()
     except (ValueError, OSError, SaveError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"{parameter_count(result.state.params):,} parameters,", end=" ")
+    count = parameter_count(result.state.params)
+    trained = adapters.trained_count(result.state.params)
+    print(f"{count:,} parameters, {trained:,} of them trained,", end=" ")
     print(f"{result.state_bytes:,} bytes of optimizer state,", end=" ")
     print(f"{result.tokens_per_second:,.0f} tokens/s")
     if metrics.series(result.records, "perplexity")[1]:

@@ -50,3 +50,15 @@ def opened(run: Settings) -> Iterator[Trainer]:
         yield trainer
     finally:
         trainer.close()
+
+
+def stop_after(trainer: Trainer, last: int) -> Any:
+    """Stops at the step after the one that was saved."""
+    pauses = trainer._pauses
+
+    def stop(step: int) -> bool:
+        if step == last + 1:
+            raise KeyboardInterrupt
+        return pauses(step)
+
+    return stop

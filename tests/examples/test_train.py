@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.examples.helpers import LLAMA, assert_same_bits, opened, tiny
+from tests.examples.helpers import LLAMA, assert_same_bits, opened, stop_after, tiny
 
 import checkpoints
 import metrics
@@ -152,18 +152,6 @@ def test_resuming_changes_no_bit(
         assert metrics.series(whole.records, name) == metrics.series(
             resumed.records, name
         )
-
-
-def stop_after(trainer: Trainer, last: int) -> Any:
-    """Stops at the step after the one that was saved."""
-    pauses = trainer._pauses
-
-    def stop(step: int) -> bool:
-        if step == last + 1:
-            raise KeyboardInterrupt
-        return pauses(step)
-
-    return stop
 
 
 def test_a_finished_run_is_left_as_it_is(files: Path, tmp_path: Path) -> None:

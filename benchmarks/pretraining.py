@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GaLore's Table 2 at the size that a machine allows: pre-training, method by method.
+
+Every method gets the same model, initial weights, tokens in the same order, schedule
+and held-out text, rank a quarter of the width (the paper's for its sizes), no weight
+decay. Three rows have AdamW: with gradients clipped to a global norm of 1, as all
+methods but one are here; without, which is the paper's baseline; and in eight bits.
+
+Tuning, the same for all, with seed 0:
+- the learning rate on 0.01 · 2^k, four values at first; a row whose best is at its edge
+  grows on that side until the best is inside;
+- each such row twice, the layers' matrices at a quarter of the rate of embeddings, head
+  and norms, and at the same rate. GaLore's published scale of 0.25 is the former: for
+  GaLore the ratio is its `scale`, for the others the example's `matrix_rate`. Without
+  this AdamW comes out far worse on these models, for a reason that is not low rank.
+Then all seeds, that of the tuning among them, at the best rate and ratio.
+
+LoRA and ReLoRA have alpha 32 as in the paper, no dropout, and no full-rank warm-up;
+ReLoRA has ten cycles, its rate rising over a tenth of each. Adafactor is that of
+GaLore's script, without parameter scale, and with a first moment, decay 0.9, as the
+paper says.
+
+Two methods are told apart where Welch's 95 % interval of the difference of their mean
+final losses excludes zero; elsewhere no order is claimed. Memory is counted as in the
+paper: weights and optimizer state, two bytes an entry (what has eight bits: one).
+
+    python benchmarks/pretraining.py [--model demo --steps 1500] [--list]
+        [--minutes 60]          starts no run after that; the same command goes on
+        [--methods GaLore LoRA] [--ratios 0.25] makes the runs of these only
+    python benchmarks/pretraining.py --model 60m              on a GPU
+    python benchmarks/pretraining.py --speed [--model 60m]    tokens/s, side by side
+
+Tokens come from the example's cache (`$GALORE_OPTAX_CACHE`, by default
+~/.cache/galore_optax). A machine without a network needs a copy of its folder
+`<corpus>-<hash>-<vocabulary>`, written on one that has it by the first run of any model
+with that vocabulary, at the same place.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import common
+import pretraining_speed
+import tuning
+from pretraining_plan import DEFAULT, METHODS, RATIOS, SIZES, Budget, Point, Record
+
+import adapters
+import metrics
+from data import PAD
+from model import parameter_count
+from train import Trainer
+
+
+def bf16_bytes(tree: Any) -> int:
+    """Bytes of the arrays, if every floating entry of more than two had two."""
+
+    def size(leaf: jax.Array) -> int:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.size * min(leaf.dtype.itemsize, 2) if floating else leaf.nbytes
+
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
+    return sum(map(size, arrays))
+
+
+def finite(loss: float) -> float | None:
+    """What JSON can hold of a loss: nothing of that of a run which diverged."""
+    return loss if math.isfinite(loss) else None
+
+
+def train(point: Point, budget: Budget) -> dict[str, Any]:
+    """One run, and what is kept of it."""
+    run = METHODS[point.method].run(budget, point)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(dataclasses.replace(run, out=Path(folder)), name=point.method)
+        result = trainer.train()
+    steps, losses = metrics.series(result.records, "validation_loss")
+    print(f"{point}: validation loss {losses[-1]:.4f}", flush=True)
+    params, opt_state = result.state.params, result.state.opt_state
+    memory = bf16_bytes(params), bf16_bytes(opt_state)
+    found = {
+        **dataclasses.asdict(point),
+        "learning_rate": point.rate,
+        "validation_loss": finite(losses[-1]),
+        "curve": [[step, finite(x)] for step, x in zip(steps, losses, strict=True)],
+        "tokens": run.steps * run.batch * run.tokens,
+        "held_out_tokens": sum(
+            int((x[..., 1:] != PAD).sum()) for x in trainer.held_out
+        ),
+        "parameters": parameter_count(params),
+        "trained_parameters": adapters.trained_count(params),
+        "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(params)),
+        "state_bytes": result.state_bytes,
+        "bf16_bytes": {"weights": memory[0], "states": memory[1], "total": sum(memory)},
+    }
+    jax.clear_caches()
+    return found
+
+
+def table(record: Record) -> dict[str, Any]:
+    """Rows from the best mean loss up, and what seeds say of neighbours."""
+    rows = {name: row(record, name) for name in METHODS if record.best(name)}
+    order = sorted(rows, key=lambda name: statistics.mean(rows[name]["losses"]))
+    pairs = [
+        neighbours(one, two, rows[one]["losses"], rows[two]["losses"])
+        for one, two in itertools.pairwise(order)
+    ]
+    return {"rows": {name: rows[name] for name in order}, "neighbours": pairs}
+
+
+def row(record: Record, method: str) -> dict[str, Any]:
+    """The runs of a method at its best rate and ratio, and its grid."""
+    runs = [run for point in record.at_best(method) if (run := record.found(point))]
+    losses = [run["validation_loss"] for run in runs if run["validation_loss"]]
+    kept = ("learning_rate", "ratio", "parameters", "trained_parameters")
+    kept += ("parameter_bytes", "state_bytes", "bf16_bytes", "tokens")
+    grid = {
+        f"matrices at {ratio:g}": {
+            f"{Point(method, ratio, k).rate:g}": loss
+            for k, loss in sorted(record.row(method, ratio).items())
+        }
+        for ratio in record.ratios
+    }
+    return {
+        "losses": losses,
+        "perplexities": [math.exp(loss) for loss in losses],
+        "diverged": len(runs) - len(losses),
+        "tuned": record.is_tuned(method),
+        **{name: runs[0][name] for name in kept},
+        "curves": [run["curve"] for run in runs],
+        "grid": grid,
+    }
+
+
+def neighbours(
+    one: str, two: str, losses: list[float], others: list[float]
+) -> dict[str, Any]:
+    found = tuning.difference(losses, others)
+    if found is None:
+        return {"pair": [one, two], "separated": None, "reason": "fewer than two seeds"}
+    interval = [found.low, found.high]
+    return {
+        "pair": [one, two],
+        "difference": found.mean,
+        "interval": interval,
+        "separated": found.separates,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table in the paper's form, then its neighbours."""
+    head = f"{'':20} {'perplexity':>17} {'memory':>10} {'lr':>9} {'matrices':>8}"
+    print(f"\n{head}  seeds\n{'-' * (len(head) + 7)}")
+    for name, line in found["rows"].items():
+        values = line["perplexities"]
+        spread = f"± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        memory = f"{line['bf16_bytes']['total'] / 1e6:,.1f} MB"
+        cells = f"{statistics.mean(values):9.2f} {spread:>7} {memory:>10}"
+        rates = f"{line['learning_rate']:9g} {line['ratio']:8g}"
+        note = "" if line["tuned"] else "  (its grid is not finished)"
+        print(f"{name:20} {cells} {rates}  {len(values)}{note}")
+    for pair in found["neighbours"]:
+        print(sentence(pair))
+
+
+def sentence(pair: dict[str, Any]) -> str:
+    one, two = pair["pair"]
+    if pair["separated"] is None:
+        return f"{one} and {two}: {pair['reason']}, no order is claimed"
+    low, high = pair["interval"]
+    numbers = f"difference {pair['difference']:.4f}, 95 % from {low:.4f} to {high:.4f}"
+    if pair["separated"]:
+        return f"{one} is better than {two}: {numbers}"
+    return f"{one} and {two} are not told apart by these seeds: {numbers}"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--corpus", default="core")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--ratios", nargs="+", type=float, choices=RATIOS, default=RATIOS
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--eval-batches", type=int, default=64)
+    parser.add_argument("--minutes", type=float, help="start no run after so many")
+    parser.add_argument("--list", action="store_true", help="of runs, and end")
+    parser.add_argument("--speed", action="store_true", help="only tokens/s, in turns")
+    parser.add_argument("--blocks", type=int, default=3, help="of --speed, measured")
+    return parser.parse_args()
+
+
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    """The size's budget, with what the command line says instead."""
+    steps, batch, tokens, rank, gap, dtype = SIZES.get(arguments.model, DEFAULT)
+    return Budget(
+        model=arguments.model,
+        corpus=arguments.corpus,
+        steps=arguments.steps or steps,
+        batch=arguments.batch or batch,
+        tokens=arguments.tokens or tokens,
+        eval_batches=arguments.eval_batches,
+        rank=rank or common.width(arguments.model) // 4,
+        gap=gap,
+        dtype=dtype,
+    )
+
+
+def show_list(record: Record, methods: Iterable[str]) -> None:
+    for name in methods:
+        points = [
+            Point(name, ratio, k)
+            for ratio in record.ratios
+            for k in record.row(name, ratio)
+        ]
+        points += [p for p in record.at_best(name) if p.seed and record.found(p)]
+        for point in points:
+            print(f"done  {point}: {record.found(point)['validation_loss']}")
+        for point in record.wanted(name):
+            print(f"to do {point}")
+
+
+def main() -> None:
+    arguments = parse()
+    budget = budget_of(arguments)
+    if arguments.speed:
+        found = pretraining_speed.measure(budget, arguments.methods, arguments.blocks)
+        pretraining_speed.show(found)
+        skipped = [x for x in METHODS if x not in arguments.methods]
+        result = {"budget": dataclasses.asdict(budget), "methods": found}
+        common.write(f"pretraining_speed_{budget.model}", result, missing=skipped)
+        return
+    record = Record(budget, arguments.ratios, arguments.seeds)
+    if arguments.list:
+        show_list(record, arguments.methods)
+        return
+    end = time.monotonic() + 60 * (arguments.minutes or math.inf)
+    while time.monotonic() < end and (point := record.next(arguments.methods)):
+        record.runs.get(record.key(point), lambda point=point: train(point, budget))
+    found = table(record)
+    show(found)
+    usual = SIZES.get(budget.model, DEFAULT)[0] == budget.steps
+    name = f"pretraining_{budget.model}" + ("" if usual else f"_{budget.steps}")
+    result = {"budget": dataclasses.asdict(budget), "seeds": arguments.seeds, **found}
+    common.write(name, result, missing=record.missing())
+
+
+if __name__ == "__main__":
+    main()

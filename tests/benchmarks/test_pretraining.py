@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which runs the benchmark of pre-training makes, and what it concludes from them."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pretraining
+import pytest
+
+import common
+import pretraining_plan
+import tuning
+from pretraining_plan import METHODS, RATIOS, SIZES, Point, Record
+
+BUDGET = pretraining_plan.Budget(
+    model="demo",
+    corpus="core",
+    steps=1500,
+    batch=8,
+    tokens=128,
+    eval_batches=64,
+    rank=64,
+    gap=50,
+    dtype="float32",
+)
+# Exponents at which the made-up losses are least: inside, below and above the grids.
+LEAST = {name: best for name, best in zip(METHODS, (-3, -8, 2) * 3, strict=True)}
+
+
+def test_a_grid_grows_until_its_best_is_inside() -> None:
+    start = [-2, -1, 0]
+    assert tuning.wanted({}, start) == start
+    assert tuning.wanted({-1: 3.0}, start) == [-2, 0]
+    assert tuning.wanted({-2: 2.0, -1: 1.0, 0: 2.0}, start) == []
+    assert tuning.wanted({-2: 1.0, -1: 2.0, 0: 3.0}, start) == [-3]
+    assert tuning.wanted({-2: 3.0, -1: 2.0, 0: 1.0}, start) == [1]
+    assert tuning.wanted({-2: 1.0, -1: 2.0, 0: 3.0, -3: 1.5}, start) == []
+
+
+def test_runs_that_diverged_are_the_worst() -> None:
+    assert tuning.argbest({-1: None, 0: 9.0, 1: math.nan}) == 0
+    assert tuning.wanted({-2: None, -1: None, 0: None}, [-2, -1, 0]) == [-3]
+    assert tuning.argbest({-1: 2.0, 0: 2.0}) == -1
+
+
+def test_welch_separates_what_it_should() -> None:
+    # Welch's interval by hand: standard errors 0.1/√3 each, so 2·2 degrees of freedom
+    # and t = 2.776; half a width of 2.776 · 0.1 · √(2/3).
+    found = tuning.difference([1.9, 2.0, 2.1], [2.9, 3.0, 3.1])
+    assert found is not None
+    half = 2.7764 * 0.1 * math.sqrt(2 / 3)
+    assert found.mean == pytest.approx(1.0)
+    assert (found.low, found.high) == pytest.approx((1 - half, 1 + half), rel=1e-4)
+    assert found.separates
+    # One far narrower than the other: its two degrees of freedom are gone, t = 4.303.
+    uneven = tuning.difference([1.999999, 2.0, 2.000001], [2.9, 3.0, 3.1])
+    assert uneven is not None
+    assert uneven.high - uneven.low == pytest.approx(
+        2 * 4.3027 * 0.1 / math.sqrt(3), rel=1e-4
+    )
+    near = tuning.difference([1.9, 2.0, 2.1], [2.0, 2.1, 2.2])
+    assert near is not None
+    assert not near.separates
+    back = tuning.difference([2.9, 3.0, 3.1], [1.9, 2.0, 2.1])
+    assert back is not None
+    assert back.separates
+    assert tuning.difference([1.0], [5.0, 6.0]) is None
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "machine", dict)
+    return Record(BUDGET, RATIOS, seeds=3)
+
+
+def made_up(point: Point) -> dict[str, Any]:
+    """A run whose loss is a parabola in the exponent, better at a quarter."""
+    loss = 4 + 0.1 * (point.exponent - LEAST[point.method]) ** 2 + point.ratio
+    return {
+        **dataclasses.asdict(point),
+        "validation_loss": loss + 0.01 * point.seed,
+        "learning_rate": point.rate,
+        "curve": [[250, 5.0]],
+        **{name: 1 for name in ("parameters", "trained_parameters", "tokens")},
+        **{name: 1 for name in ("parameter_bytes", "state_bytes")},
+        "bf16_bytes": {"total": 1},
+    }
+
+
+def fill(record: Record, count: int = 10_000) -> list[Point]:
+    """Makes runs up, at most so many, and says which."""
+    made: list[Point] = []
+    while len(made) < count and (point := record.next(METHODS)):
+        record.runs.get(record.key(point), lambda point=point: made_up(point))
+        made.append(point)
+    return made
+
+
+def test_every_method_is_tuned_and_then_repeated(record: Record) -> None:
+    made = fill(record)
+    assert len(set(made)) == len(made)
+    assert record.missing() == []
+    for name, least in LEAST.items():
+        assert record.best(name) == Point(name, 0.25, least)
+        assert [p.seed for p in record.at_best(name) if record.found(p)] == [0, 1, 2]
+        for ratio in RATIOS:
+            row = record.row(name, ratio)
+            assert {least - 1, least, least + 1} <= row.keys()
+            assert set(METHODS[name].start(ratio)) <= row.keys()
+            assert sorted(row) == list(range(min(row), max(row) + 1))
+
+
+def test_all_methods_progress_together(record: Record) -> None:
+    made = fill(record, 5 * len(METHODS))
+    for end in range(len(METHODS), len(made), len(METHODS)):
+        counts = [sum(p.method == name for p in made[:end]) for name in METHODS]
+        assert max(counts) == min(counts)
+    assert all(p.seed == 0 for p in made)
+
+
+def test_an_interrupted_series_goes_on(record: Record) -> None:
+    first = fill(record, 7)
+    again = Record(BUDGET, RATIOS, seeds=3)
+    assert all(again.found(p) for p in first)
+    assert again.next(METHODS) == record.next(METHODS)
+    assert json.loads(record.runs.path.read_text()).keys() == {
+        record.key(p) for p in first
+    }
+
+
+def test_other_budgets_are_other_runs(record: Record) -> None:
+    fill(record, 3)
+    other = Record(dataclasses.replace(BUDGET, batch=16), RATIOS, seeds=3)
+    assert all(record.row(name, 0.25).keys() for name in list(METHODS)[:3])
+    assert not any(other.row(name, 0.25) for name in METHODS)
+
+
+def test_missing_names_what_is_not_there(record: Record) -> None:
+    everything = record.missing()
+    starts = len(METHODS) * len(RATIOS) * 4
+    assert len(everything) == starts + 1
+    assert "what grids then want" in everything[-1]
+    made = fill(record, 1)
+    assert str(made[0]) in everything
+    assert str(made[0]) not in record.missing()
+    fill(record)
+    half = Record(BUDGET, (0.25,), seeds=3)
+    assert half.missing() == ["matrices at 1"]
+    more = Record(BUDGET, RATIOS, seeds=4).missing()
+    assert len(more) == len(METHODS)
+    assert all("seed 3" in line for line in more)
+
+
+def test_the_table_ranks_only_what_seeds_separate(
+    record: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(record, 8 * len(METHODS))
+    early = pretraining.table(record)
+    pretraining.show(early)
+    said = capsys.readouterr().out
+    assert "its grid is not finished" in said
+    assert "no order is claimed" in said
+    fill(record)
+    found = pretraining.table(record)
+    assert set(found["rows"]) == set(METHODS)
+    assert not any(pair["separated"] for pair in found["neighbours"])  # equal losses
+    first = next(iter(METHODS))
+    for number, point in enumerate(record.at_best(first)):
+        record.found(point)["validation_loss"] = 2.0 + 0.01 * number
+    found = pretraining.table(record)
+    assert next(iter(found["rows"])) == first
+    best, *others = found["neighbours"]
+    assert best["separated"]
+    assert f"{first} is better than" in pretraining.sentence(best)
+    assert not any(pair["separated"] for pair in others)
+    assert "are not told apart" in pretraining.sentence(others[0])
+    pretraining.show(found)
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_run_that_the_example_takes(name: str) -> None:
+    """Settings check themselves."""
+    for model, (steps, batch, tokens, rank, gap, dtype) in SIZES.items():
+        size = dict(model=model, steps=steps, batch=batch, tokens=tokens)
+        budget = dataclasses.replace(BUDGET, **size, rank=rank, gap=gap, dtype=dtype)
+        run = METHODS[name].run(budget, Point(name, 0.25, -3))
+        assert (run.clip == 0) == (name == "AdamW, no clipping")
+        assert (run.learning_rate, run.params_dtype) == (0.00125, dtype)
+        if run.optimizer.startswith("galore_"):
+            assert {f"rank={rank}", "scale=0.25"} <= set(run.options)
+            assert run.matrix_rate == 1
+        else:
+            assert run.matrix_rate == 0.25
+        if run.adapter:
+            assert (run.adapter_rank, run.adapter_alpha) == (rank, 32)
+
+
+def test_bytes_are_counted_as_in_the_paper() -> None:
+    tree = {
+        "f32": jnp.ones((3, 5), jnp.float32),
+        "bf16": jnp.ones(7, jnp.bfloat16),
+        "int8": jnp.ones(11, jnp.int8),
+        "count": jnp.int32(0),
+    }
+    assert pretraining.bf16_bytes(tree) == 2 * 15 + 2 * 7 + 11
+    assert pretraining.finite(math.nan) is None
+    assert pretraining.finite(np.inf) is None
+
+
+def test_two_words_of_a_row_are_not_mixed_up(record: Record) -> None:
+    """One method's name begins as another's does."""
+    point = Point("AdamW, no clipping", 0.25, -3)
+    record.runs.get(record.key(point), lambda: made_up(point))
+    assert record.row("AdamW", 0.25) == {}
+    assert record.next(["AdamW", "AdamW, no clipping"]).method == "AdamW"
