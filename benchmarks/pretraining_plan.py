@@ -41,6 +41,7 @@ class Budget:
 
 # steps, batch, tokens, rank, gap, dtype. 60m and 130m: one pass over `core`.
 SIZES = {
+    "1m": (2000, 8, 128, 32, 50, "float32"),
     "60m": (900, 64, 256, 128, 200, "bfloat16"),
     "130m": (900, 64, 256, 256, 200, "bfloat16"),
 }
