@@ -9,10 +9,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import pretraining
 import pytest
 
 import common
+import pretraining
 import pretraining_plan
 import tuning
 from pretraining_plan import METHODS, RATIOS, SIZES, Point, Record
