@@ -5,7 +5,7 @@ With `proj_type="full"` there are two projectors, and `R = P₁ᵀ G P₂`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from galore_optax._sharding import (
     replicated,
 )
 from galore_optax._stored import Floating, Projector
+
+Tree = TypeVar("Tree")
 
 
 def accumulation_dtype(*arrays: Any) -> jnp.dtype:
@@ -61,13 +63,13 @@ def _decode(
 ) -> jax.Array:
     """The basis as an array, for a product with `other` and no longer."""
     if not isinstance(matrix.storage, Floating):
-        projector = _after(projector, other)
+        projector = after(projector, other)
     shape = matrix.projector_shape(side)
     return matrix.storage.decode(projector, shape, other.dtype)
 
 
-def _after(projector: Projector, other: jax.Array) -> Projector:
-    """`projector`, with arrays that XLA cannot compute on before it has `other`.
+def after(tree: Tree, other: jax.Array) -> Tree:
+    """`tree`, with arrays that XLA cannot compute on before it has `other`.
 
     Or it would decode every projector of the tree as soon as it can, once for both
     project and lift, and hold them all in between.
@@ -75,11 +77,11 @@ def _after(projector: Projector, other: jax.Array) -> Projector:
     if jax.device_count() > 1:
         # An entry of `other` may lie on another device. A barrier sends nothing; it
         # keeps the two apart, and on GPU leaves it to the scheduler when they run.
-        return lax.optimization_barrier((projector, other))[0]
+        return lax.optimization_barrier((tree, other))[0]
     first = other[(0,) * other.ndim].astype(jnp.float32)
     # At most 32 leading zeros, which XLA does not know.
     zero = lax.clz(lax.bitcast_convert_type(first, jnp.uint32)) >> 6
-    return jax.tree.map(lambda x: x + zero.astype(x.dtype), projector)
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)
 
 
 def _contract(
