@@ -11,6 +11,7 @@ The models are whole; the sweeps are of blocks alone, without embedding and head
 
 import dataclasses
 import statistics
+import time
 import warnings
 from typing import Any
 
@@ -19,7 +20,9 @@ import rates
 import recording
 from subjects import InPlace, Shapes, gradients, optimizers, weights
 
-STEPS = 15
+STEPS = 15  # timed, fewer where they take long
+LEAST = 5
+SECONDS = 30.0
 OURS, ADAMW, THEIRS = "galore_optax", "optax.adamw", "optax.contrib.galore"
 NAMES = (ADAMW, OURS, THEIRS)
 FAMILY = ("60m", "130m", "350m", "1b", "7b")
@@ -34,10 +37,6 @@ class Point:
     x: int
     shapes: Shapes
     rank: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.curve}, {self.x}"
 
 
 def blocks(name: str, layers: int) -> Shapes:
@@ -102,7 +101,10 @@ def steady(shapes: Shapes, rank: int, steps: int) -> dict[str, float]:
     for subject in subjects.values():
         subject.skip_first_refresh()
         subject.step(grads)
-    for _ in range(steps):
+    start, least = time.perf_counter(), min(steps, LEAST)
+    for number in range(steps):
+        if number >= least and time.perf_counter() - start > SECONDS:
+            break
         for subject in subjects.values():
             subject.steady.append(subject.seconds(grads))
     return {name: statistics.median(x.steady) for name, x in subjects.items()}

@@ -66,7 +66,7 @@ class Torch:
         import torch
 
         torch.set_num_threads(os.cpu_count() or 1)
-        shapes = dict(_leaves(tree))
+        shapes = dict(leaves(tree))
         self.params = {
             path: torch.nn.Parameter(0.02 * torch.randn(_turned(path, shape)))
             for path, shape in shapes.items()
@@ -111,8 +111,8 @@ def torch_optimizer(name: str, params: dict[str, Any], rank: int, gap: int) -> A
 def _galore(params: dict[str, Any], rank: int, gap: int) -> Any:
     from galore_torch import GaLoreAdamW
 
-    matrices = [x for name, x in params.items() if _is_projected(name)]
-    others = [x for name, x in params.items() if not _is_projected(name)]
+    matrices = [x for name, x in params.items() if is_projected(name)]
+    others = [x for name, x in params.items() if not is_projected(name)]
     low = {"rank": rank, "update_proj_gap": gap, "scale": SCALE, "proj_type": "std"}
     groups = [{"params": others}, {"params": matrices, **low}]
     return GaLoreAdamW(groups, lr=1e-3, no_deprecation_warning=True)
@@ -126,11 +126,11 @@ def by_our_names(model: Any) -> dict[str, Any]:
     }
 
 
-def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, tuple[int, ...]]]:
+def leaves(tree: Any, prefix: str = "") -> list[tuple[str, tuple[int, ...]]]:
     if isinstance(tree, tuple):
         return [(prefix, tree)]
     parts = [
-        _leaves(x, f"{prefix}/{name}" if prefix else name) for name, x in tree.items()
+        leaves(x, f"{prefix}/{name}" if prefix else name) for name, x in tree.items()
     ]
     return [leaf for part in parts for leaf in part]
 
@@ -139,7 +139,7 @@ def _is_kernel(path: str) -> bool:
     return path.endswith("kernel")
 
 
-def _is_projected(path: str) -> bool:
+def is_projected(path: str) -> bool:
     return _is_kernel(path) and path.startswith("layers_")
 
 

@@ -121,10 +121,15 @@ class Subject:
         self.steady: list[float] = []
 
     def lower(self, tx: optax.GradientTransformation, params: Any, state: Any) -> Any:
-        return jax.jit(tx.update, donate_argnums=1).lower(params, state, params)
+        # JAX hands donated buffers to outputs of their shape in order: were the updates
+        # first, they would take the moments' buffers, and the moments be copied.
+        def update(gradients: Any, state: Any, params: Any) -> Any:
+            return tx.update(gradients, state, params)[::-1]
+
+        return jax.jit(update, donate_argnums=1).lower(params, state, params)
 
     def step(self, gradients: Any) -> Any:
-        updates, self.state = self.compiled(gradients, self.state, self.params)
+        self.state, updates = self.compiled(gradients, self.state, self.params)
         return updates
 
     def seconds(self, gradients: Any) -> float:
@@ -151,14 +156,14 @@ class InPlace(Subject):
         super().__init__(tx, jax.tree.map(jnp.copy, params))
 
     def lower(self, tx: optax.GradientTransformation, params: Any, state: Any) -> Any:
-        def step(gradients: Any, state: Any, params: Any) -> Any:
+        def step(params: Any, state: Any, gradients: Any) -> Any:
             updates, state = tx.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
-        return jax.jit(step, donate_argnums=(1, 2)).lower(params, state, params)
+        return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
 
     def step(self, gradients: Any) -> Any:
-        self.params, self.state = self.compiled(gradients, self.state, self.params)
+        self.params, self.state = self.compiled(self.params, self.state, gradients)
         return self.params
 
     def skip_first_refresh(self) -> None:
@@ -167,4 +172,4 @@ class InPlace(Subject):
         if isinstance(state, galore_optax.GaLoreState):
             found = state.refresh._replace(last=jnp.zeros_like(state.refresh.last))
             state = state._replace(refresh=found)
-        self.state = state
+        self.state = jax.tree.map(jnp.copy, state)  # no buffer is donated twice

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks are no package."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
