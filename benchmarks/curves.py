@@ -107,5 +107,5 @@ def _plain(axes: Any) -> None:
 def _save(figure: Any, name: str) -> Path:
     IMAGES.mkdir(parents=True, exist_ok=True)
     figure.savefig(IMAGES / name, dpi=150)
-    print(f"wrote docs/images/{name}")
+    print(f"wrote {IMAGES.name}/{name}")
     return IMAGES / name
