@@ -5,7 +5,7 @@ With `proj_type="full"` there are two projectors, and `R = P₁ᵀ G P₂`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from galore_optax._sharding import (
     replicated,
 )
 from galore_optax._stored import Floating, Projector
+
+Tree = TypeVar("Tree")
 
 
 def accumulation_dtype(*arrays: Any) -> jnp.dtype:
@@ -38,6 +40,8 @@ def project(
     sharding = explicit_sharding(gradient)
     for side, projector in zip(matrix.sides, projectors, strict=True):
         basis = _decode(matrix, side, projector, gradient)
+        if max(side.axes) < gradient.ndim - 1:
+            basis = _rank_first(basis, len(matrix.batch))
         gradient = _contract(side.project, basis, gradient, sharding)
     return gradient
 
@@ -61,13 +65,30 @@ def _decode(
 ) -> jax.Array:
     """The basis as an array, for a product with `other` and no longer."""
     if not isinstance(matrix.storage, Floating):
-        projector = _after(projector, other)
+        projector = after(projector, other)
     shape = matrix.projector_shape(side)
     return matrix.storage.decode(projector, shape, other.dtype)
 
 
-def _after(projector: Projector, other: jax.Array) -> Projector:
-    """`projector`, with arrays that XLA cannot compute on before it has `other`.
+def _rank_first(basis: jax.Array, axis: int) -> jax.Array:
+    """`basis`, (batch axes, projected axes, rank), in memory with rank before `axis`.
+
+    XLA's CPU backend computes `PᵀG` at half the speed of a product whose left operand
+    is not transposed, and would undo a transposition that it can see
+    (benchmarks/floor.py).
+    """
+    if jax.device_count() > 1:
+        return basis
+
+    def transposed(basis: jax.Array) -> jax.Array:
+        rows = lax.optimization_barrier(jnp.moveaxis(basis, -1, axis))
+        return jnp.moveaxis(rows, axis, -1)
+
+    return lax.platform_dependent(basis, cpu=transposed, default=lambda basis: basis)
+
+
+def after(tree: Tree, other: jax.Array) -> Tree:
+    """`tree`, with arrays that XLA cannot compute on before it has `other`.
 
     Or it would decode every projector of the tree as soon as it can, once for both
     project and lift, and hold them all in between.
@@ -75,11 +96,11 @@ def _after(projector: Projector, other: jax.Array) -> Projector:
     if jax.device_count() > 1:
         # An entry of `other` may lie on another device. A barrier sends nothing; it
         # keeps the two apart, and on GPU leaves it to the scheduler when they run.
-        return lax.optimization_barrier((projector, other))[0]
+        return lax.optimization_barrier((tree, other))[0]
     first = other[(0,) * other.ndim].astype(jnp.float32)
     # At most 32 leading zeros, which XLA does not know.
     zero = lax.clz(lax.bitcast_convert_type(first, jnp.uint32)) >> 6
-    return jax.tree.map(lambda x: x + zero.astype(x.dtype), projector)
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)
 
 
 def _contract(

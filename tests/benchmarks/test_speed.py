@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arithmetic of the benchmarks of speed; nothing is timed here."""
+
+import collections
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import against_torch
+import common
+import galore_optax
+import optimizer_step
+import rates
+import recording
+import refresh_7b
+import rivals
+import step_memory
+import step_trace
+import subjects
+from subjects import Shapes
+from turns import Rival
+
+SMALL = Shapes(width=32, hidden=80, layers=3, vocab=100)
+BLOCKS = Shapes(width=32, hidden=80, layers=2, vocab=0)
+RANK = 8
+both = pytest.mark.parametrize("shapes", [SMALL, BLOCKS], ids=["whole", "blocks"])
+
+
+def abstract(shapes: Shapes) -> Any:
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        shapes.tree(),
+        is_leaf=lambda x: type(x) is tuple,
+    )
+
+
+def size(tree: Any) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+@both
+def test_the_shapes_are_counted(shapes: Shapes) -> None:
+    projected = sum(m * n * count for (m, n), count in shapes.matrices().items())
+    assert projected + shapes.others() == size(abstract(shapes))
+
+
+@pytest.mark.parametrize(("name", "millions"), [("60M", 58.07), ("7b", 6738.42)])
+def test_the_shapes_are_those_of_the_paper(name: str, millions: float) -> None:
+    shapes = Shapes.load(name)
+    projected = sum(m * n * count for (m, n), count in shapes.matrices().items())
+    assert round((projected + shapes.others()) / 1e6, 2) == millions
+
+
+@both
+def test_the_floor_moves_each_array_of_the_step_once(shapes: Shapes) -> None:
+    params = abstract(shapes)
+    state = jax.eval_shape(galore_optax.galore(optax.adam(1.0), rank=RANK).init, params)
+    moments = size((state.inner_state[0].mu, state.inner_state[0].nu))
+    gradients = weights = size(params)
+    moved = gradients + 2 * weights + size(state.projector) + 2 * moments
+    assert rates.galore_work(shapes, RANK).bytes == 4 * moved
+
+
+def test_the_floor_of_adamw_moves_each_array_once() -> None:
+    state = jax.eval_shape(optax.adamw(1.0).init, abstract(SMALL))
+    moments = size((state[0].mu, state[0].nu))
+    moved = 3 * size(abstract(SMALL)) + 2 * moments
+    assert rates.adamw_work(SMALL).bytes == 4 * moved
+
+
+def test_the_floor_counts_a_product_to_project_and_one_to_lift() -> None:
+    square, oblong = 2 * 32 * 32 * RANK, 2 * 32 * 80 * RANK
+    assert rates.galore_work(SMALL, RANK).flops == 3 * 2 * (4 * square + 3 * oblong)
+
+
+def test_the_floor_adds_products_and_copies() -> None:
+    work = rates.Work((((2, 3, 5), 7), ((4, 4, 1), 1)), bytes=1000)
+    found = rates.Rates({(2, 3, 5): 10.0, (4, 4, 1): 2.0}, bandwidth=50.0)
+    assert found.floor(work) == pytest.approx(7 * 4 * 30 / 10 + 4 * 16 / 2 + 20)
+
+
+def test_rates_are_those_of_the_shapes_at_hand() -> None:
+    work = rates.galore_work(SMALL, RANK)
+    found = rates.measure(work, copied=2**16)
+    assert set(found.products) == {(32, 32, RANK), (32, 80, RANK)}
+    assert 0 < found.floor(work) < 1
+
+
+@both
+def test_state_bytes_follow_the_formula(shapes: Shapes) -> None:
+    params = abstract(shapes)
+    state = jax.eval_shape(galore_optax.galore(optax.adam(1.0), rank=RANK).init, params)
+    held = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves(state))
+    assert optimizer_step.formula_bytes(shapes, RANK) == held
+
+
+def test_a_step_in_place_is_the_step() -> None:
+    params, grads = subjects.weights(BLOCKS), subjects.gradients(BLOCKS)
+    tx = optax.adamw(1e-2)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    subject = subjects.InPlace(tx, params)
+    found, expected = subject.step(grads), optax.apply_updates(params, updates)
+    # An update is at most 0.01; the rounding of f32 is 1e-7 of a weight of about 0.1.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
+    )
+    assert subject.state[0].count == 1
+
+
+def test_a_skipped_refresh_leaves_the_first_projectors() -> None:
+    params, grads = subjects.weights(BLOCKS), subjects.gradients(BLOCKS)
+    tx = subjects.optimizers(RANK, 10)["galore_optax"]
+    subject = subjects.InPlace(tx, params)
+    subject.skip_first_refresh()
+    subject.step(grads)
+    first = tx.init(params).projector
+    found = jax.tree.map(
+        lambda a, b: bool((a == b).all()), first, subject.state.projector
+    )
+    assert all(jax.tree.leaves(found))
+
+
+def test_a_models_refresh_is_the_sum_over_its_matrices() -> None:
+    square, oblong = (4096, 4096), (4096, 11008)
+    counts = Shapes.load("7b").matrices()
+    seconds = {square: 2.0, oblong: 5.0}
+    assert refresh_7b.total(seconds, counts) == 32 * (4 * 2.0 + 3 * 5.0)
+    words = "128 x 2 s (4096 x 4096) + 96 x 5 s (4096 x 11008)"
+    assert refresh_7b.in_words(seconds, counts) == words
+
+
+def test_methods_are_compared_with_exact_svd() -> None:
+    def get(problem: refresh_7b.Problem) -> dict[str, Any]:
+        exact = problem.method == refresh_7b.EXACT
+        return {
+            "refresh_seconds": 10.0 if exact else 0.5,
+            "first_refresh_seconds": 10.0 if exact else 1.0,
+            "captured_energy": 0.8 if exact else 0.6,
+        }
+
+    methods = refresh_7b.whole_model("small", SMALL, RANK, get)["methods"]
+    ours = methods[refresh_7b.DEFAULT]
+    assert ours["refresh_seconds"] == 21 * 0.5
+    assert ours["first_refresh_seconds"] == 21.0
+    assert ours["times_faster_than_svd"] == 20.0
+    assert set(ours["share_of_exact_energy"].values()) == {0.6 / 0.8}
+
+
+def test_a_trace_leaves_out_its_first_gap() -> None:
+    row = step_trace.summary([9.0, 9.0, 4.0, 1.0, 3.0, 1.0], gap=2)
+    assert row["seconds"] == [4.0, 1.0, 3.0, 1.0]
+    assert (row["first_seconds"], row["median_seconds"]) == (9.0, 2.0)
+    assert row["largest_over_median"] == 2.0
+
+
+def test_the_first_refresh_counts_apart() -> None:
+    row = against_torch.summary({"steady": [1.0, 2.0, 9.0], "refresh": [7.0, 3.0]})
+    assert row["steady_seconds"] == 2.0
+    assert (row["first_refresh_seconds"], row["refresh_seconds"]) == (5.0, 1.0)
+
+
+def test_torch_is_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (reason,) = against_torch.missing()
+    assert "galore_torch" in reason
+    assert "rivals" in reason
+
+
+def test_rivals_project_the_same_matrices() -> None:
+    leaves = dict(rivals.leaves(SMALL.tree()))
+    projected = [shape for path, shape in leaves.items() if rivals.is_projected(path)]
+    counted = collections.Counter(tuple(sorted(shape)) for shape in projected)
+    assert counted == SMALL.matrices()
+    assert sum(map(math.prod, leaves.values())) == size(abstract(SMALL))
+
+
+def test_a_rival_answers_from_another_process() -> None:
+    rival = Rival(collections.Counter, "abb")
+    assert rival("most_common", 1) == [("b", 2)]
+    with pytest.raises(RuntimeError, match="AttributeError"):
+        rival("no_such_method")
+    rival.close()
+
+
+def test_a_rival_that_cannot_start_says_why() -> None:
+    with pytest.raises(RuntimeError, match="invalid literal"):
+        Rival(int, "x")
+
+
+def test_every_rank_and_optimizer_is_compiled() -> None:
+    found = list(map(str, step_memory.programs(["7b"])))
+    assert found == [
+        "7b, optax.adamw",
+        *(f"7b, galore_adamw, rank {rank}" for rank in (256, 512, 1024, 2048)),
+        "7b, galore_adamw8bit, rank 1024",
+        "7b, optax.contrib.galore, rank 1024",
+    ]
+
+
+def test_outputs_that_are_not_donated_are_held_too() -> None:
+    row = {"arguments": 10, "temporaries": 5, "not_donated": 1}
+    assert step_memory.total(row) == 16
+
+
+def test_what_is_missing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    recording.write(False, "some", {"a": 1}, ["GPU: none"])
+    found = json.loads((tmp_path / "results" / "some.json").read_text())
+    assert (found["complete"], found["missing"]) == (False, ["GPU: none"])
+
+
+def test_a_quick_run_leaves_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    recording.write(True, "some", {})
+    assert not list(tmp_path.iterdir())
