@@ -7,7 +7,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint format bench bench-compiler clean
+.PHONY: demo test test-slow lint format bench bench-quick bench-compiler clean
 
 demo: .venv/examples
 	$(BIN)/python examples/llama/demo.py $(ARGS)
@@ -27,10 +27,19 @@ format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/examples
+# Each script tells how long it takes; those of MINUTES go on where they stopped.
+MINUTES ?= 60
+bench: .venv/rivals
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/floor.py
+	$(BIN)/python benchmarks/step_trace.py
+	$(BIN)/python benchmarks/against_torch.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/refresh_7b.py
 	$(BIN)/python benchmarks/blas_threads.py
 	$(BIN)/python benchmarks/captured_energy.py
+	$(BIN)/python benchmarks/why_it_works.py
+	$(BIN)/python benchmarks/corpus_size.py
 	$(BIN)/python benchmarks/demo_table.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/llama_run.py
@@ -38,10 +47,20 @@ bench: .venv/examples
 	$(BIN)/python benchmarks/projector_bits.py
 	$(BIN)/python benchmarks/state_bytes.py
 	$(BIN)/python benchmarks/plan_paper.py
+	$(BIN)/python benchmarks/ablations.py --minutes $(MINUTES)
+	$(BIN)/python benchmarks/pretraining.py --speed --model 1m
+	$(BIN)/python benchmarks/pretraining.py --model 1m --minutes $(MINUTES)
+	$(BIN)/python benchmarks/report.py
+
+# The small ones, in ten minutes; they print and record nothing.
+QUICK := optimizer_step floor step_trace refresh_7b against_torch training_step
+bench-quick: .venv/rivals
+	set -e; for name in $(QUICK); do $(BIN)/python benchmarks/$$name.py --quick; done
 
 # Compiles for a GPU that need not be there, in an environment of its own.
 bench-compiler: .venv-cuda
 	.venv-cuda/bin/python benchmarks/plan_vs_compiler.py
+	.venv-cuda/bin/python benchmarks/step_memory.py
 
 .venv-cuda: pyproject.toml
 	$(PYTHON) -m venv $@
