@@ -18,18 +18,20 @@ import argparse
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import claims
 import common
 import tables
 
+ROOT = common.ROOT
 DOCUMENTS = (
     "README.md",
     "benchmarks/README.md",
     "examples/llama/README.md",
     "docs/memory.md",
+    "docs/migrating.md",
+    "docs/results.md",
 )
 _BLOCK = re.compile(r"(<!-- (table|source): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # Where numbers are code, addresses or names of versions.
@@ -114,7 +116,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = []
     for name in DOCUMENTS:
-        path = Path(common.ROOT, name)
+        path = ROOT / name
         if not arguments.check:
             path.write_text(render(path.read_text()))
         found += problems(name, path.read_text())

@@ -148,16 +148,78 @@ def layerwise_7b(load: Load) -> str:
     return table(("", "tokens", "compiler's total"), rows)
 
 
-def optimizer_step(load: Load) -> str:
+STEPPED = "optax.adamw", "galore_optax", "optax.contrib.galore"
+
+
+def _step_rows(size: str, found: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = []
-    for size, found in load("optimizer_step").items():
-        for name in ("optax.adamw", "galore_optax", "optax.contrib.galore"):
-            row = found[name]
-            refresh = "" if name == "optax.adamw" else f"{row['refresh_seconds']:.3f}"
-            times = f"{row['compile_seconds']:.2f}", f"{row['steady_seconds']:.3f}"
-            size_of = f"{row['state_bytes']:,}"
-            rows.append((f"{size}, `{name}`", *times, refresh, size_of))
-    return table(("", "compile", "steady step", "refresh", "state bytes"), rows)
+    for name in STEPPED:
+        row = found[name]
+        refresh = "" if name == "optax.adamw" else f"{row['refresh_seconds']:.3f}"
+        times = f"{row['compile_seconds']:.2f}", f"{row['steady_seconds']:.3f}"
+        state = f"{row['state_bytes']:,}"
+        rows.append((f"{size}, `{name}`", *times, refresh, state))
+    return rows
+
+
+STEP_HEAD = "", "compile", "steady step", "refresh", "state bytes"
+
+
+def optimizer_step(load: Load) -> str:
+    sizes = {k: v for k, v in load("optimizer_step").items() if "rank" not in k}
+    return table(STEP_HEAD, [r for k, v in sizes.items() for r in _step_rows(k, v)])
+
+
+def optimizer_step_ranks(load: Load) -> str:
+    found = load("optimizer_step")
+    sizes = {k if "rank" in k else f"{k}, rank d/4": v for k, v in found.items()}
+    sizes = {k: v for k, v in sizes.items() if k.startswith("60M")}
+    ranks = sorted(sizes, key=lambda k: sizes[k]["rank"])
+    return table(STEP_HEAD, [r for k in ranks for r in _step_rows(k, sizes[k])])
+
+
+def floor(load: Load) -> str:
+    rows = [
+        (
+            f"{row['curve']}, {row['x']}",
+            *(f"{1e3 * row['seconds'][name]:.1f}" for name in STEPPED),
+            f"{1e3 * row['floor']['galore_optax']:.1f}",
+            f"{row['ratio']['galore_optax']:.2f}",
+            f"{row['ratio']['optax.adamw']:.2f}",
+        )
+        for row in load("floor")["points"]
+    ]
+    head = "", "`optax.adamw`, ms", "`galore_optax`, ms", "`optax.contrib.galore`, ms"
+    return table((*head, "our floor, ms", "ours / floor", "adamw / its floor"), rows)
+
+
+def step_trace(load: Load) -> str:
+    rows = [
+        (
+            f"`{name}`",
+            *(f"{1e3 * row[f'{x}_seconds']:.0f}" for x in ("median", "mean")),
+            f"{1e3 * row['largest_seconds']:.0f}",
+            f"{row['largest_over_median']:.2f}",
+        )
+        for name, row in load("step_trace")["traces"].items()
+    ]
+    head = "ms a step", "median", "mean", "largest", "largest / median"
+    return table(head, rows)
+
+
+def against_torch(load: Load) -> str:
+    rows = [
+        (
+            f"{size}, {name}",
+            f"{row['steady_seconds']:.3f}",
+            f"{row['refresh_seconds']:.3f}" if "galore" in name.lower() else "",
+            f"{found['steady_over_ours'][name]:.2f}",
+        )
+        for size, found in load("against_torch").items()
+        for name, row in found.items()
+        if isinstance(row, dict) and "steady_seconds" in row
+    ]
+    return table(("", "steady step, s", "refresh, s", "step / ours"), rows)
 
 
 def demo_seeds(load: Load) -> str:
@@ -262,7 +324,8 @@ TABLES: dict[str, Callable[[Load], str]] = {
     make.__name__: make
     for make in (
         *(demo, state_bytes, eight_bit, projector_bits, layerwise_7b),
-        *(optimizer_step, demo_seeds, llama_9m),
+        *(optimizer_step, optimizer_step_ranks, floor, step_trace, against_torch),
+        *(demo_seeds, llama_9m),
         *(plan_vs_compiler, plan_7b, plan_paper),
     )
 }

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No number in README or docs without a result behind it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import claims
+import common
+import report
+import tables
+
+
+@pytest.mark.parametrize("name", report.DOCUMENTS)
+def test_every_number_comes_from_a_result(name: str) -> None:
+    assert report.problems(name, (report.ROOT / name).read_text()) == []
+
+
+def test_all_documents_are_looked_at() -> None:
+    found = {str(p.relative_to(report.ROOT)) for p in report.ROOT.glob("docs/*.md")}
+    assert found < set(report.DOCUMENTS)
+    assert {claim.path for claim in claims.CLAIMS} <= set(report.DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is 3.7 times faster.",
+        "It takes 12 GB.",
+        "It takes 1,234 of them.",
+        "It saves 40 % of them.",
+        "It is 15x faster, or 15 times.",
+        "A loss of −0.5 there.",
+    ],
+)
+def test_a_bare_number_is_found(text: str) -> None:
+    assert report.uncovered("README.md", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Seven layers of rank 64, at step 200 on 2 cores.",
+        "Code: `lr=0.01`, and\n\n    an indented 1.5 GB\n\nblock.",
+        "<!-- table: demo -->\n| 1.5 GB |\n<!-- end -->\n",
+        "See [this](https://example.org/2.5/3.5).",
+    ],
+)
+def test_what_is_no_measurement_is_left_alone(text: str) -> None:
+    assert report.uncovered("README.md", text) == []
+
+
+def test_a_claim_has_to_stand_as_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = claims.Claim("a.md", "It is {:.1f} times", lambda load: [load("speed")])
+    monkeypatch.setattr(claims, "CLAIMS", [claim])
+
+    def load(name: str) -> float:
+        return {"speed": 2.04}[name]
+
+    good, bad = "It is\n**2.0 times** faster.", "It is 2.1 times faster."
+    assert report.unfounded("a.md", good, load) == []
+    assert report.uncovered("a.md", good, load) == []
+    assert report.unfounded("a.md", bad, load) == ["It is 2.0 times"]
+    assert len(report.uncovered("a.md", bad, load)) == 1
+
+
+def test_a_table_is_written_between_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tables.TABLES, "one", lambda load: f"| {load('x')} |")
+    text = "a\n<!-- table: one -->\nold\n<!-- end -->\nb"
+    expected = "a\n<!-- table: one -->\n| 7 |\n<!-- end -->\nb"
+    assert report.render(text, lambda name: 7) == expected
+    assert report.render(expected, lambda name: 7) == expected
+    with pytest.raises(ValueError, match=r"no table is called .two.; known: .*one"):
+        report.render(text.replace("one", "two"))
+
+
+def test_a_partial_result_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(common, "machine", lambda: MACHINE)
+    common.write("x", 1, missing=["no GPU"])
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert (found["complete"], found["missing"]) == (False, ["no GPU"])
+    assert tables.provenance("x").endswith("; **not complete**: no GPU")
+    common.write("x", 1)
+    assert "not complete" not in tables.provenance("x")
+
+
+def test_runs_are_kept_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "machine", lambda: MACHINE)
+
+    def fails() -> dict[str, Any]:
+        raise RuntimeError
+
+    assert common.Runs("x").get("a", lambda: {"loss": 1}) == {
+        "loss": 1,
+        "machine": MACHINE,
+    }
+    runs = common.Runs("x")
+    assert runs.get("a", fails)["loss"] == 1
+    with pytest.raises(RuntimeError):
+        runs.get("b", fails)
+    assert set(common.Runs("x").found) == {"a"}
+
+
+MACHINE = {
+    **{"cores": 2, "device": "cpu", "cpu": "c", "jax": "1", "optax": "2"},
+    **{"date": "2026-01-01", "commit": "abc"},
+}
