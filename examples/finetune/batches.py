@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts to batches of a few shapes: rows of like length together, padded to a bucket.
 
-    texts -> WordPiece -> rows -> shuffled, sorted inside pools -> (B, T), T a bucket
+texts -> WordPiece -> rows -> shuffled, sorted inside pools -> (B, T), T a bucket
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def encode(tokenizer: Tokenizer, rows: Rows, tokens: int) -> Encoded:
 
 
 def epoch(rows: Encoded, batch: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """Full batches in a random order, every row at most once; fewer than a batch is left.
+    """Full batches in a random order, every row at most once; what is over is left.
 
     Raises:
       ValueError: there are fewer rows than one batch.

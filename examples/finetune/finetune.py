@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes an encoder: `python finetune.py [--task rte --method galore --rank 4 ...]`.
+"""Fine-tunes an encoder: `python finetune.py [--task rte --method galore ...]`.
 
     (trained, optimizer state, frozen, batch, key) -> (trained, optimizer state, loss)
 
@@ -8,6 +8,7 @@ last epoch leaves; no epoch is chosen.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ import batches
 import tasks
 import weights
 from batches import NO_LABEL, Batch, Encoded
-from encoder import Classifier
+from encoder import Classifier, Inputs
 from recipe import Recipe, parse
 from shared import Log, adapt, parameter_count, state_bytes
+
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 class State(NamedTuple):
@@ -38,16 +41,11 @@ class Program:
 
     def __init__(self, model: Classifier, recipe: Recipe, steps: int):
         if recipe.method == "lora":
-            adapters = nnx.Rngs(recipe.seed + 1)
+            adapters = nnx.Rngs(recipe.seed)
             adapt(model, recipe.rank, recipe.alpha, in_layers, adapters)
-
-        def is_trained(path: Any, _: Any) -> bool:
-            return recipe.trains(tuple(map(str, path)))
-
-        self.graphdef, trained, frozen = nnx.split(
-            model, nnx.All(nnx.Param, is_trained), nnx.Param
-        )
-        self.params, self.frozen = map(nnx.to_pure_dict, (trained, frozen))
+        trained = nnx.All(nnx.Param, lambda path, _: recipe.trains(names(path)))
+        self.graphdef, *states = nnx.split(model, trained, nnx.Param)
+        self.params, self.frozen = map(nnx.to_pure_dict, states)
         self.tx = recipe.transformation(steps)
         self.update = jax.jit(self._update, donate_argnums=0)
         self.logits = jax.jit(self._logits)
@@ -56,24 +54,27 @@ class Program:
         params = jax.tree.map(jnp.copy, self.params)  # a step consumes them
         return State(params, self.tx.init(params))
 
-    def _logits(self, params: Any, frozen: Any, inputs: Any, key: Any = None) -> Any:
+    def _logits(
+        self, params: Any, frozen: Any, inputs: Inputs, key: Any = None
+    ) -> jax.Array:
+        """(B, C); without a key no dropout."""
         model = nnx.merge(self.graphdef, nnx.State(params), nnx.State(frozen))
         return model(inputs, key)
 
-    def _update(self, state: State, frozen: Any, batch: Batch, key: Any) -> Any:
-        def loss(params: Any) -> jax.Array:
-            return jnp.mean(
-                cross_entropy(
-                    self._logits(params, frozen, batch.inputs, key), batch.labels
-                )
-            )
+    def _update(
+        self, state: State, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[State, jax.Array]:
+        def mean_loss(params: Any) -> jax.Array:
+            logits = self._logits(params, frozen, batch.inputs, key)
+            return cross_entropy(logits, batch.labels).mean()
 
-        value, gradients = jax.value_and_grad(loss)(state.params)
+        loss, gradients = jax.value_and_grad(mean_loss)(state.params)
         updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
-        return State(optax.apply_updates(state.params, updates), opt_state), value
+        return State(optax.apply_updates(state.params, updates), opt_state), loss
 
 
-cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+def names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(map(str, path))
 
 
 def in_layers(path: tuple[str, ...]) -> bool:
@@ -94,28 +95,29 @@ class Texts:
 class Clock:
     """Seconds of the steps whose shape was compiled before."""
 
-    seen: set[int] = field(default_factory=set)
+    shapes: set[tuple[int, ...]] = field(default_factory=set)
     seconds: list[float] = field(default_factory=list)
-    tokens: int = 0  # in those steps, padding included
 
     def record(self, batch: Batch, seconds: float) -> None:
-        size = batch.inputs.tokens.size
-        if size in self.seen:
+        shape = batch.inputs.tokens.shape
+        if shape in self.shapes:
             self.seconds.append(seconds)
-            self.tokens += size
-        self.seen.add(size)
+        self.shapes.add(shape)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.seconds)) if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves behind."""
+    """What a run leaves behind, besides its file."""
 
     records: list[dict[str, float]]  # one an epoch
     state: State
     trained: int  # parameters
     state_bytes: int  # of the optimizer
     seconds_per_step: float  # without compilation and evaluation
-    tokens_per_second: float  # padding included
 
 
 def load(recipe: Recipe) -> tuple[Classifier, Texts]:
@@ -138,62 +140,71 @@ def load(recipe: Recipe) -> tuple[Classifier, Texts]:
     return model, Texts(*parts)
 
 
-def evaluate(
-    program: Program, state: State, rows: Encoded, recipe: Recipe
-) -> dict[str, float]:
-    """The task's metric and the mean loss in nats, over all rows."""
-    labels, found, losses = [], [], []
-    for batch in batches.in_order(rows, recipe.rows):
-        logits = np.asarray(program.logits(state.params, program.frozen, batch.inputs))
-        known = batch.labels != NO_LABEL
-        labels.append(batch.labels[known])
-        found.append(logits[known].argmax(-1))
-        losses.append(np.asarray(cross_entropy(logits[known], batch.labels[known])))
-    metric = tasks.find(recipe.task).metric
-    score = metric(np.concatenate(labels), np.concatenate(found))
-    return {"metric": score, "loss": float(np.mean(np.concatenate(losses)))}
+class Trainer:
+    """A run, from a pre-trained encoder to its last epoch."""
 
+    def __init__(self, recipe: Recipe, model: Classifier, texts: Texts):
+        self.recipe, self.texts = recipe, texts
+        steps = recipe.epochs * (len(texts.train.labels) // recipe.rows)
+        self.program = Program(model, recipe, steps)
+        self.state, self.step = self.program.init(), 0
+        self.clock, self.log = Clock(), Log(recipe.out, 0, tensorboard=False)
+        self.rows = np.random.default_rng(recipe.seed)
+        self.key = jax.random.key(recipe.seed)
 
-def train(recipe: Recipe, model: Classifier, texts: Texts, quiet: bool = False) -> Result:
-    """Every epoch, each followed by an evaluation on `validation` and `dev`."""
-    batch = recipe.rows
-    steps = recipe.epochs * (len(texts.train.labels) // batch)
-    program = Program(model, recipe, steps)
-    state, clock = program.init(), Clock()
-    rng, key = np.random.default_rng(recipe.seed), jax.random.key(recipe.seed)
-    log, step = Log(recipe.out, 0, tensorboard=False), 0
-    for epoch in range(1, recipe.epochs + 1):
-        losses = []
-        for rows in batches.epoch(texts.train, batch, rng):
-            started = time.perf_counter()
-            state, loss = program.update(
-                state, program.frozen, rows, jax.random.fold_in(key, step)
-            )
-            losses.append(float(loss))
-            clock.record(rows, time.perf_counter() - started)
-            step += 1
-        found = {"epoch": epoch, "train_loss": float(np.mean(losses))}
-        for name in ("validation", "dev"):
-            part = evaluate(program, state, getattr(texts, name), recipe)
-            found |= {f"{name}_{k}": v for k, v in part.items()}
-        log.write(step, **found)
-        if not quiet:
-            print(", ".join(f"{k} {v:.4g}" for k, v in found.items()), flush=True)
-    log.close()
-    return Result(
-        log.records,
-        state,
-        parameter_count(state.params),
-        state_bytes(state.opt_state),
-        float(np.mean(clock.seconds)) if clock.seconds else 0.0,
-        clock.tokens / sum(clock.seconds) if clock.seconds else 0.0,
-    )
+    def train(self) -> Result:
+        """Every epoch, each with an evaluation after it."""
+        for epoch in range(1, self.recipe.epochs + 1):
+            losses = [self._update(batch) for batch in self._epoch()]
+            found = {"epoch": epoch, "train_loss": float(np.mean(losses))}
+            for name in ("validation", "dev"):
+                part = self.evaluate(getattr(self.texts, name))
+                found |= {f"{name}_{key}": value for key, value in part.items()}
+            self.log.write(self.step, **found)
+            print(", ".join(f"{key} {value:.4g}" for key, value in found.items()))
+        self.log.close()
+        return Result(
+            self.log.records,
+            self.state,
+            parameter_count(self.state.params),
+            state_bytes(self.state.opt_state),
+            self.clock.mean,
+        )
+
+    def _epoch(self) -> Iterator[Batch]:
+        return batches.epoch(self.texts.train, self.recipe.rows, self.rows)
+
+    def _update(self, batch: Batch) -> float:
+        started = time.perf_counter()
+        key = jax.random.fold_in(self.key, self.step)
+        self.state, loss = self.program.update(
+            self.state, self.program.frozen, batch, key
+        )
+        found = float(loss)  # waits
+        self.clock.record(batch, time.perf_counter() - started)
+        self.step += 1
+        return found
+
+    def evaluate(self, rows: Encoded) -> dict[str, float]:
+        """The task's metric and the mean loss in nats, over all rows."""
+        parts = [self._logits(b) for b in batches.in_order(rows, self.recipe.rows)]
+        logits, labels = (np.concatenate(x) for x in zip(*parts, strict=True))
+        known = labels != NO_LABEL
+        logits, labels = logits[known], labels[known]
+        score = tasks.find(self.recipe.task).metric(labels, logits.argmax(-1))
+        return {"metric": score, "loss": float(cross_entropy(logits, labels).mean())}
+
+    def _logits(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        found = self.program.logits(
+            self.state.params, self.program.frozen, batch.inputs
+        )
+        return np.asarray(found), batch.labels
 
 
 def main() -> None:
     recipe = parse()
     try:
-        result = train(recipe, *load(recipe))
+        result = Trainer(recipe, *load(recipe)).train()
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"{result.trained:,} parameters trained,", end=" ")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.with_name("llama")))
 
-from adapters import adapt as adapt  # noqa: E402
-from corpora import download as download  # noqa: E402
-from data import cache_dir as cache_dir  # noqa: E402
-from metrics import Log as Log  # noqa: E402
-from model import Linear as Linear  # noqa: E402
-from model import parameter_count as parameter_count  # noqa: E402
-from steps import state_bytes as state_bytes  # noqa: E402
+from adapters import adapt as adapt
+from corpora import download as download
+from data import cache_dir as cache_dir
+from metrics import Log as Log
+from model import parameter_count as parameter_count
+from steps import state_bytes as state_bytes

