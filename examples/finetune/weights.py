@@ -144,7 +144,7 @@ def _tensor(
     shape = leaf.shape[1:] if stacked else leaf.shape
     if found.shape != shape:
         raise ValueError(
-            f"tensor '{name}' is {found.shape} as stored here, the model needs {shape}. Is"
+            f"tensor '{name}' has shape {found.shape} here, the model needs {shape}. Is"
             " its config.json that of the weights?"
         )
     return found.astype(leaf.dtype)
