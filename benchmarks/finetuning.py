@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does GaLore fine-tune as well as AdamW and LoRA? The paper's Table 4, smaller.
 
-A learning rate for each method is searched on a ladder with one seed, on CoLA and RTE, by
-the loss on rows held out of the training set. All methods then run over seeds, and what
+A learning rate for each method is searched on a ladder with one seed, on CoLA and RTE,
+by the loss on rows held out of the training set. All methods then run over seeds; what
 the last epoch leaves is measured on GLUE's development sets; SST-2 and film reviews are
 run once, at CoLA's rates. Each run is stored as soon as it ends, so an interrupted
 benchmark goes on where it stopped.
