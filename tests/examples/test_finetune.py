@@ -2,6 +2,7 @@
 """Fine-tuning: the encoder against Hugging Face's, its weights, and tiny runs."""
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -29,7 +30,7 @@ from finetune import Program, Texts, Trainer
 from recipe import Recipe, parse
 
 BERT = Config(
-    vocab=50, width=24, hidden=40, layers=3, heads=2, positions=64, norm_eps=1e-12
+    vocab=50, width=24, hidden=40, layers=2, heads=2, positions=64, norm_eps=1e-12
 )
 MPNET = dataclasses.replace(BERT, positions=66, first_position=2, types=0, buckets=32)
 BOTH = pytest.mark.parametrize("config", [BERT, MPNET], ids=["bert", "mpnet"])
@@ -49,17 +50,33 @@ def inputs(config: Config, lengths: tuple[int, ...], width: int) -> Inputs:
     return Inputs(*map(jnp.asarray, (tokens, types, np.array(lengths, np.int32))))
 
 
-def lively(model: Any) -> Any:
-    """The same with weights so large that every part matters."""
-    params = nnx.state(model, nnx.Param)
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    nnx.update(
-        model,
-        jax.tree.map(
-            lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), params
-        ),
-    )
+def classifier(config: Config, std: float = 0.02) -> Classifier:
+    """One whose parameters NumPy draws: many small shapes compile slowly."""
+    model = nnx.eval_shape(lambda: Classifier(config, 2, nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        mean = float(any("scale" in str(part) for part in path))
+        return jnp.asarray(rng.normal(mean, std, leaf.shape), jnp.float32)
+
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    nnx.update(model, jax.tree_util.tree_map_with_path(draw, params))
     return model
+
+
+LIVELY = 0.3  # with weights so large every part of a model matters
+
+
+def logits(model: Classifier, batch: Inputs, seed: int | None = None) -> np.ndarray:
+    """Compiled once a shape; dropout if there is a seed."""
+    graphdef, state = nnx.split(model)
+    key = None if seed is None else jax.random.key(seed)
+    return np.asarray(_logits(graphdef, state, batch, key))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graphdef: Any, state: Any, batch: Inputs, key: Any) -> jax.Array:
+    return nnx.merge(graphdef, state)(batch, key)
 
 
 def hugging_face_config(config: Config) -> dict[str, Any]:
@@ -101,34 +118,34 @@ def test_hidden_states_equal_those_of_transformers(
     with torch.no_grad():
         expected = theirs(**words).last_hidden_state.numpy()
     assert np.std(expected[mask]) == pytest.approx(1, abs=0.1)
-    # Three layers, each with sums of 200 terms in f32, brought to a norm of 1 again.
-    bound = 3 * 200 * 6e-8
+    # Two layers, each with sums of 200 terms in f32, brought to a norm of 1 again.
+    bound = 2 * 200 * 6e-8
     np.testing.assert_allclose(ours(batch)[mask], expected[mask], atol=bound)
 
 
 @BOTH
 def test_padding_changes_no_logit(config: Config) -> None:
-    model = lively(Classifier(config, 2, nnx.Rngs(0)))
+    model = classifier(config, LIVELY)
     short = inputs(config, (9, 16), 16)
     wide = Inputs(*(jnp.pad(x, ((0, 0), (0, 16))) for x in short[:2]), short.lengths)
     other = wide._replace(tokens=jnp.where(wide.mask, wide.tokens, 7))
-    found = model(short)
-    assert float(jnp.abs(found[0] - found[1]).max()) > 0.1
-    # Sums of at most 40 terms in another order, in three layers and the head.
-    np.testing.assert_allclose(found, model(wide), atol=4 * 40 * 6e-8 * 10)
-    np.testing.assert_array_equal(model(wide), model(other))
-    alone = Inputs(*(x[:1, :9] for x in short[:2]), short.lengths[:1])
-    np.testing.assert_allclose(found[:1], model(alone), atol=4 * 40 * 6e-8 * 10)
+    found = logits(model, short)
+    assert np.abs(found[0] - found[1]).max() > 0.1
+    # Sums of at most 40 terms in another order, in two layers and the head.
+    bound = 3 * 40 * 6e-8 * np.abs(found).max()
+    np.testing.assert_allclose(found, logits(model, wide), atol=bound)
+    np.testing.assert_array_equal(logits(model, wide), logits(model, other))
+    alone = Inputs(*(jnp.stack([x[0], x[0]]) for x in short))
+    np.testing.assert_allclose(found[:1], logits(model, alone)[:1], atol=bound)
 
 
 def test_dropout_needs_a_key_and_keeps_the_mean() -> None:
-    model = lively(Classifier(BERT, 2, nnx.Rngs(0)))
+    model = classifier(BERT, LIVELY)
     batch = inputs(BERT, (9, 16), 16)
-    one, two = (model(batch, jax.random.key(seed)) for seed in (0, 1))
-    np.testing.assert_array_equal(model(batch), model(batch))
-    np.testing.assert_array_equal(one, model(batch, jax.random.key(0)))
+    one, two, again = (logits(model, batch, seed) for seed in (0, 1, 0))
+    np.testing.assert_array_equal(one, again)
     assert not np.allclose(one, two)
-    assert not np.allclose(one, model(batch))
+    assert not np.allclose(one, logits(model, batch))
     found = encoder.dropout(jnp.ones(10_000), 0.1, jax.random.key(0))
     assert set(np.unique(found)) == {0.0, np.float32(1 / 0.9)}
     # Five standard deviations of a mean of 10,000.
@@ -180,7 +197,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 
 def test_weights_are_put_where_they_belong() -> None:
-    given, model = tensors(), Encoder(BERT, nnx.Rngs(0))
+    given, model = tensors(), classifier(BERT).encoder
     weights.put(model, given)
     up = model.layers.mlp.up
     for layer in range(BERT.layers):
@@ -192,7 +209,7 @@ def test_weights_are_put_where_they_belong() -> None:
 
 
 def test_weights_that_do_not_fit_are_named() -> None:
-    model, name = Encoder(BERT, nnx.Rngs(0)), "encoder.layer.2.output.dense.weight"
+    model, name = classifier(BERT).encoder, "encoder.layer.1.output.dense.weight"
     less = {k: v for k, v in tensors().items() if k != name}
     with pytest.raises(ValueError, match=f"'{name}' is missing"):
         weights.put(model, less)
@@ -290,7 +307,7 @@ def signs(count: int, seed: int) -> Encoded:
     """Rows whose label is which of two words they hold."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count).astype(np.int32)
-    tokens = [rng.integers(10, 50, rng.integers(4, 20)) for _ in range(count)]
+    tokens = [rng.integers(10, 50, rng.integers(4, 17)) for _ in range(count)]
     for row, label in zip(tokens, labels, strict=True):
         row[rng.integers(len(row))] = 5 + label
     types = [[0] * len(row) for row in tokens]
@@ -329,23 +346,21 @@ def state_formula(method: str, config: Config, rank: int) -> tuple[int, int]:
 def test_every_method_learns_and_stores_what_the_formula_says(
     method: str, tmp_path: Path
 ) -> None:
-    model = Classifier(BERT, 2, nnx.Rngs(0))
+    model = classifier(BERT)
     result = Trainer(tiny(tmp_path, method), model, TEXTS).train()
     losses = [record["train_loss"] for record in result.records]
     assert losses[0] == pytest.approx(math.log(2), abs=0.1)
     assert losses[-1] < 0.6 * losses[0]
-    assert result.records[-1]["dev_metric"] > 0.8
     assert result.records[-1]["step"] == 8 * 6
     trained, expected = state_formula(method, BERT, rank=4)
     assert result.trained == trained
-    arrays = [x for x in jax.tree.leaves(result.state.opt_state) if x.size > 3]
-    assert sum(x.nbytes for x in arrays) == expected
-    counters = result.state_bytes - expected
-    assert 0 < counters < 200
+    leaves = jax.tree.leaves(result.state.opt_state)
+    assert sum(x.nbytes for x in leaves if x.dtype == jnp.float32) == expected
+    assert 0 < result.state_bytes - expected < 200  # counters
 
 
 def test_frozen_parameters_stay_and_have_no_state(tmp_path: Path) -> None:
-    trainer = Trainer(tiny(tmp_path, "lora"), Classifier(BERT, 2, nnx.Rngs(0)), TEXTS)
+    trainer = Trainer(tiny(tmp_path, "lora"), classifier(BERT), TEXTS)
     program, batch = trainer.program, next(trainer._epoch())
     frozen = jax.tree.map(np.array, program.frozen)
     before = jax.tree.map(np.array, trainer.state.params)
@@ -365,31 +380,32 @@ def test_adapters_change_nothing_at_first(tmp_path: Path) -> None:
     batch = inputs(BERT, (9, 16), 16)
     found = []
     for method in ("full", "lora"):
-        model = lively(Classifier(BERT, 2, nnx.Rngs(0)))
+        model = classifier(BERT, LIVELY)
         program = Program(model, tiny(tmp_path, method), 10)
         found.append(program.logits(program.params, program.frozen, batch))
+    # B is zero: adding it changes no bit.
     np.testing.assert_array_equal(*found)
 
 
 def test_a_run_depends_on_its_seed_alone(tmp_path: Path) -> None:
     def losses(seed: int) -> list[float]:
-        recipe = tiny(tmp_path, "galore", epochs=1, seed=seed)
-        model = Classifier(BERT, 2, nnx.Rngs(0))
-        return [r["train_loss"] for r in Trainer(recipe, model, TEXTS).train().records]
+        recipe = tiny(tmp_path, "galore", seed=seed)
+        trainer = Trainer(recipe, classifier(BERT), TEXTS)
+        return [trainer._update(batch) for batch in trainer._epoch()]
 
     assert losses(1) == losses(1) != losses(2)
 
 
 def test_evaluation_is_over_all_rows(tmp_path: Path) -> None:
-    model = lively(Classifier(BERT, 2, nnx.Rngs(0)))
+    model = classifier(BERT, LIVELY)
     found = Trainer(tiny(tmp_path, "full"), model, TEXTS).evaluate(TEXTS.dev)
     losses, right = [], []
     for tokens, label in zip(TEXTS.dev.tokens, TEXTS.dev.labels, strict=True):
-        one = jnp.asarray(tokens)[None]
-        length = jnp.array([len(tokens)])
-        logits = np.asarray(model(Inputs(one, jnp.zeros_like(one), length)))[0]
-        losses.append(np.log(np.exp(logits).sum()) - logits[label])
-        right.append(logits.argmax() == label)
+        row = jnp.zeros((16, 16), int).at[0, : len(tokens)].set(jnp.asarray(tokens))
+        lengths = jnp.ones(16, int).at[0].set(len(tokens))
+        one = logits(model, Inputs(row, jnp.zeros_like(row), lengths))[0]
+        losses.append(np.log(np.exp(one).sum()) - one[label])
+        right.append(one.argmax() == label)
     assert found["metric"] == pytest.approx(np.mean(right))
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
 
