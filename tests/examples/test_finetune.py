@@ -342,7 +342,9 @@ def state_formula(method: str, config: Config, rank: int) -> tuple[int, int]:
     return trained, 8 * (trained - matrices) + 4 * low_rank
 
 
-@pytest.mark.parametrize("method", RATES)
+@pytest.mark.parametrize(
+    "method", ["galore", "lora", pytest.param("full", marks=pytest.mark.slow)]
+)
 def test_every_method_learns_and_stores_what_the_formula_says(
     method: str, tmp_path: Path
 ) -> None:
