@@ -93,6 +93,8 @@ def test_what_is_on_record_is_not_run_again(runs: common.Runs) -> None:
     first = filled(runs).result()
     again = filled(common.Runs("finetuning"), make=lambda _: pytest.fail("ran again"))
     assert again.result() == first
+    late = filled(common.Runs("finetuning"), minutes=0)
+    assert late.result() == first
 
 
 def test_what_was_not_run_is_listed_with_its_reason(runs: common.Runs) -> None:
