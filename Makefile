@@ -27,7 +27,7 @@ format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Each script tells how long it takes; those of MINUTES go on where they stopped.
+# Those with MINUTES go on where they stopped; GLUE is a folder with GLUE's tsv files.
 MINUTES ?= 60
 bench: .venv/rivals
 	$(BIN)/python benchmarks/optimizer_step.py
@@ -50,6 +50,8 @@ bench: .venv/rivals
 	$(BIN)/python benchmarks/ablations.py --minutes $(MINUTES)
 	$(BIN)/python benchmarks/pretraining.py --speed --model 1m
 	$(BIN)/python benchmarks/pretraining.py --model 1m --minutes $(MINUTES)
+	$(BIN)/python benchmarks/finetuning.py --speed
+	$(BIN)/python benchmarks/finetuning.py --minutes $(MINUTES) $(if $(GLUE),--glue-dir $(GLUE))
 	$(BIN)/python benchmarks/report.py
 
 # The small ones, in ten minutes; they print and record nothing.
