@@ -21,7 +21,9 @@ def provenance(name: str) -> str:
     record = json.loads(path.read_text())
     at = record["machine"]
     where = f"{at['cores']} cores" if at["device"] == "cpu" else at["device"]
-    note = "".join(f"; **not complete**: {gap}" for gap in record.get("missing", ()))
+    gaps = record.get("missing", ())
+    more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
+    note = f"; **not complete**: {'; '.join(gaps[:3])}{more}" if gaps else ""
     return (
         f"`results/{path.name}`: {where} ({at['cpu']}), jax {at['jax']}, optax"
         f" {at['optax']}, {at['date']}, commit {at['commit']}{note}"
