@@ -199,12 +199,18 @@ CLAIMS = [
     ),
 ]
 
-# Versions, settings and figures of the paper, by the words around them.
+# Versions, settings, figures of the paper and of packages, by the words around them.
 NOT_MEASURED = [
     "Python 3.11 or later, jax 0.10 or later, optax 0.2.8 or later",
     "| scale | 0.25 in the recipes | 1.0 | 0.25 |",
     "Apache-2.0",
     "arXiv 2403.03507",
+    "galore-torch 1.0",
+    "384 wide | 22.6 million | one package, 84 MB",
+    "size | 108.9 million | five packages, 405 MB",
+    "GaLore (253 MB with the weights) beside LoRA (257 MB)",
+    "8,530 sentences of Pang",
+    "rates of published recipes belong to 0.25",
     "train in 24 GB",
     "The 18 GB of the 7B model",
     "their gradient at 2,048",

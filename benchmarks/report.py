@@ -29,6 +29,7 @@ DOCUMENTS = (
     "README.md",
     "benchmarks/README.md",
     "examples/llama/README.md",
+    "examples/finetune/README.md",
     "docs/memory.md",
     "docs/migrating.md",
     "docs/results.md",
