@@ -116,7 +116,7 @@ def test_dynamic_takes_arrays_of_any_length() -> None:
     np.testing.assert_array_equal(coded.scales, scales)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(arrays, st.sampled_from([None, 8, 32]))
 def test_companded_error(what: Any, block: int | None) -> None:
     signed = what[3]

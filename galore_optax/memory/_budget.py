@@ -102,7 +102,7 @@ def search(
       >>> from galore_optax import memory
       >>> found = memory.search(
       ...     memory.Sizes.load("7b"),
-      ...     [memory.Method("adamw"), memory.Method("galore_adamw")],
+      ...     [memory.Method("galore_adamw")],
       ...     memory.Setting(tokens=256),
       ...     memory.parse_size("24GB"),
       ... )

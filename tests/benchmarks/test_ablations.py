@@ -128,6 +128,7 @@ def test_claims_of_figure_5() -> None:
     assert found["16"]["too_rare"]["high"] < 0
 
 
+@pytest.mark.slow
 def test_a_lane_is_its_seed_alone() -> None:
     many = vmapped.lanes(RECIPE, SETTING)
     programs = [vmapped.program(RECIPE, SETTING, 2, seed) for seed in range(2)]

@@ -278,6 +278,7 @@ train.main()
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_costs_no_checkpoint(
     files: Path, tmp_path: Path
 ) -> None:
