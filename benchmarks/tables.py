@@ -2,10 +2,13 @@
 """The tables of README and docs, each a function of the results on record."""
 
 import json
+import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import common
+
+import demo as demo_program
 
 Load = Callable[[str], Any]  # the result on record under a name
 
@@ -40,15 +43,9 @@ def gb(size: float) -> str:
 
 
 def demo(load: Load) -> str:
-    rows = load("demo")
-    first = next(iter(rows.values()))
-    head = f"{'':16} {'val. perplexity':>15} {'tokens/s':>9} {'optimizer state':>24}"
-    lines = [head, "-" * len(head)]
-    for name, row in rows.items():
-        share = f"({row['state_bytes'] / first['state_bytes']:.0%})"
-        size = f"{row['state_bytes']:,} bytes {share:>6}"
-        speed = f"{row['tokens_per_second']:,.0f}"
-        lines.append(f"{name:16} {row['perplexity']:15.1f} {speed:>9} {size:>24}")
+    """As the demo prints it."""
+    results = {k: types.SimpleNamespace(**row) for k, row in load("demo").items()}
+    lines = demo_program.table(results).splitlines()
     return "\n" + "\n".join(f"    {line}" for line in lines) + "\n"
 
 
