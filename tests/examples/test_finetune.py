@@ -133,8 +133,8 @@ def test_adapters_change_nothing_at_first(tmp_path: Path) -> None:
         model = classifier(BERT, LIVELY)
         program = Program(model, tiny(tmp_path, method), 10)
         found.append(program.logits(program.params, program.frozen, batch))
-    # B is zero: adding it changes no bit.
-    np.testing.assert_array_equal(*found)
+    # B is zero, but XLA fuses the sum, and rounds sums of a hundred terms elsewhere.
+    np.testing.assert_allclose(*found, rtol=0, atol=100 * np.finfo(np.float32).eps)
 
 
 def test_a_run_depends_on_its_seed_alone(tmp_path: Path) -> None:
