@@ -222,9 +222,7 @@ def test_a_step_held_back_is_made_up_for() -> None:
     assert counter.taken() == 1
 
 
-@pytest.mark.parametrize(
-    "stagger", [pytest.param(False, marks=pytest.mark.slow), True]
-)
+@pytest.mark.parametrize("stagger", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_host_schedule_agrees_with_the_graph(stagger: bool) -> None:
     counter = Counting()
     tx = go.galore(
