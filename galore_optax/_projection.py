@@ -65,7 +65,7 @@ def _decode(
 ) -> jax.Array:
     """The basis as an array, for a product with `other` and no longer."""
     if not isinstance(matrix.storage, Floating):
-        projector = after(projector, other)
+        projector = _after(projector, other)
     shape = matrix.projector_shape(side)
     return matrix.storage.decode(projector, shape, other.dtype)
 
@@ -87,7 +87,7 @@ def _rank_first(basis: jax.Array, axis: int) -> jax.Array:
     return lax.platform_dependent(basis, cpu=transposed, default=lambda basis: basis)
 
 
-def after(tree: Tree, other: jax.Array) -> Tree:
+def _after(tree: Tree, other: jax.Array) -> Tree:
     """`tree`, with arrays that XLA cannot compute on before it has `other`.
 
     Or it would decode every projector of the tree as soon as it can, once for both

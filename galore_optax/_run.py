@@ -9,17 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from galore_optax._inner import ParamsUse, params_use
 from galore_optax._leaves import Flat
 from galore_optax._matrices import Matrix, Plan
-from galore_optax._projection import after, lift, project, zero_coordinates
+from galore_optax._projection import lift, project, zero_coordinates
 from galore_optax._sharding import explicit_sharding
 from galore_optax._stored import Projectors
-
-# Of lifted updates that may be waiting to be applied, on CPU.
-IN_FLIGHT_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +41,10 @@ class Frame:
     ) -> list[jax.Array]:
         """`scale · P U` for each projected leaf, the update itself for the rest."""
         result = list(updates)
-        lifted: list[jax.Array] = []
         for matrix, projectors in self.pairs():
             position = matrix.position
             sharding = explicit_sharding(like[position])
-            low = in_turn(updates[position], lifted)
-            full = lift(matrix, projectors, low, sharding)
-            lifted.append(full)
+            full = lift(matrix, projectors, updates[position], sharding)
             result[position] = jnp.asarray(matrix.scale, full.dtype) * full
         return result
 
@@ -60,26 +53,6 @@ class Frame:
 
     def pairs(self) -> list[tuple[Matrix, Projectors]]:
         return list(zip(self.plan.projected, self.projectors, strict=True))
-
-
-def in_turn(low: jax.Array, lifted: Sequence[jax.Array]) -> jax.Array:
-    """`low`, which XLA's CPU backend cannot lift before most of `lifted` is there.
-
-    It runs whatever is ready in order of readiness: every matrix would be lifted before
-    the first is applied, into temporaries as large as the model, fresh pages each step
-    (benchmarks/floor.py). Other backends schedule for memory.
-    """
-    waiting = 0
-    for full in reversed(lifted):
-        waiting += full.size * full.dtype.itemsize
-        if waiting >= IN_FLIGHT_BYTES and jax.device_count() == 1:
-            return lax.platform_dependent(low, full, cpu=after, default=_at_once)
-    return low
-
-
-def _at_once(low: jax.Array, other: jax.Array) -> jax.Array:
-    del other
-    return low
 
 
 def run_inner(

@@ -365,6 +365,18 @@ def test_a_transformation_leaf_by_leaf_is_taken(tx: Any) -> None:
     layerwise.make_step(MODEL, tx).init(parameters())
 
 
+def test_large_leaves_on_one_device_do_not_mix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a 7B model has them; what is arranged for one device must not tie leaves."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    kernels = {f"w{i}": {"kernel": jnp.zeros((1, 4096, 4096))} for i in range(3)}
+    blocks = kernels | {"norm": {"scale": jnp.zeros((1, 4096))}}
+    shapes = jax.eval_shape(lambda: parameters()._replace(blocks=blocks))
+    step = layerwise.make_step(MODEL, galore())
+    jax.eval_shape(step.init, shapes)
+
+
 def test_bad_models_and_batches_are_named() -> None:
     tx, params, data = optax.sgd(0.1), parameters(), batches(0, 2)
     step = layerwise.make_step(MODEL, tx, clip=layerwise.clip_by_global_norm(1.0))
