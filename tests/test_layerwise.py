@@ -370,9 +370,13 @@ def test_large_leaves_on_one_device_do_not_mix(
 ) -> None:
     """As a 7B model has them; what is arranged for one device must not tie leaves."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    kernels = {f"w{i}": {"kernel": jnp.zeros((1, 4096, 4096))} for i in range(3)}
-    blocks = kernels | {"norm": {"scale": jnp.zeros((1, 4096))}}
-    shapes = jax.eval_shape(lambda: parameters()._replace(blocks=blocks))
+
+    def shape(*axes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *axes), jnp.float32)
+
+    kernels = {f"w{i}": {"kernel": shape(4096, 4096)} for i in range(3)}
+    blocks = kernels | {"norm": {"scale": shape(4096)}}
+    shapes = jax.eval_shape(parameters)._replace(blocks=blocks)
     step = layerwise.make_step(MODEL, galore())
     jax.eval_shape(step.init, shapes)
 
