@@ -5,7 +5,7 @@ With `proj_type="full"` there are two projectors, and `R = P₁ᵀ G P₂`.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,6 @@ from galore_optax._sharding import (
     replicated,
 )
 from galore_optax._stored import Floating, Projector
-
-Tree = TypeVar("Tree")
 
 
 def accumulation_dtype(*arrays: Any) -> jnp.dtype:
@@ -87,8 +85,8 @@ def _rank_first(basis: jax.Array, axis: int) -> jax.Array:
     return lax.platform_dependent(basis, cpu=transposed, default=lambda basis: basis)
 
 
-def _after(tree: Tree, other: jax.Array) -> Tree:
-    """`tree`, with arrays that XLA cannot compute on before it has `other`.
+def _after(projector: Projector, other: jax.Array) -> Projector:
+    """`projector`, with arrays that XLA cannot compute on before it has `other`.
 
     Or it would decode every projector of the tree as soon as it can, once for both
     project and lift, and hold them all in between.
@@ -96,11 +94,11 @@ def _after(tree: Tree, other: jax.Array) -> Tree:
     if jax.device_count() > 1:
         # An entry of `other` may lie on another device. A barrier sends nothing; it
         # keeps the two apart, and on GPU leaves it to the scheduler when they run.
-        return lax.optimization_barrier((tree, other))[0]
+        return lax.optimization_barrier((projector, other))[0]
     first = other[(0,) * other.ndim].astype(jnp.float32)
     # At most 32 leading zeros, which XLA does not know.
     zero = lax.clz(lax.bitcast_convert_type(first, jnp.uint32)) >> 6
-    return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), projector)
 
 
 def _contract(
