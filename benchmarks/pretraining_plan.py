@@ -41,7 +41,7 @@ class Budget:
 
 # steps, batch, tokens, rank, gap, dtype. 60m and 130m: one pass over `core`.
 SIZES = {
-    "1m": (2000, 8, 128, 32, 50, "float32"),
+    "1m": (750, 8, 128, 32, 50, "float32"),
     "60m": (900, 64, 256, 128, 200, "bfloat16"),
     "130m": (900, 64, 256, 256, 200, "bfloat16"),
 }
@@ -57,7 +57,7 @@ class Method:
     options: tuple[str, ...] = ("weight_decay=0.0",)
 
     def start(self, ratio: float) -> list[int]:
-        return list(range(self.first[ratio], self.first[ratio] + 4))
+        return list(range(self.first[ratio], self.first[ratio] + 3))
 
     def run(self, budget: Budget, point: "Point") -> Settings:
         low, ratio = budget.rank, point.ratio
@@ -93,8 +93,8 @@ class Method:
         )
 
 
-FULL = {0.25: -4, 1.0: -5}  # 0.000625 to 0.005, and half of that
-LOW = {0.25: -3, 1.0: -4}  # 0.00125 to 0.01, and half of that
+FULL = {0.25: -2, 1.0: -3}  # 0.0025 to 0.01, and half of that
+LOW = {0.25: -2, 1.0: -2}  # 0.0025 to 0.01
 METHODS = {
     "AdamW": Method({"optimizer": "adamw"}, FULL),
     "AdamW, no clipping": Method({"optimizer": "adamw", "clip": 0.0}, FULL),

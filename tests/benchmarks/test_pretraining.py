@@ -143,7 +143,7 @@ def test_other_budgets_are_other_runs(record: Record) -> None:
 
 def test_missing_names_what_is_not_there(record: Record) -> None:
     everything = record.missing()
-    starts = len(METHODS) * len(RATIOS) * 4
+    starts = len(METHODS) * len(RATIOS) * 3
     assert len(everything) == starts + 1
     assert "what grids then want" in everything[-1]
     made = fill(record, 1)
