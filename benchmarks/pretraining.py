@@ -7,8 +7,8 @@ decay. Three rows have AdamW: with gradients clipped to a global norm of 1, as a
 methods but one are here; without, which is the paper's baseline; and in eight bits.
 
 Tuning, the same for all, with seed 0:
-- the learning rate on 0.01 · 2^k, three values at first; a row whose best is at its edge
-  grows on that side until the best is inside;
+- the learning rate on 0.01 · 2^k, three values at first; a row whose best is at
+  its edge grows on that side until the best is inside;
 - each such row twice, the layers' matrices at a quarter of the rate of embeddings, head
   and norms, and at the same rate. GaLore's published scale of 0.25 is the former: for
   GaLore the ratio is its `scale`, for the others the example's `matrix_rate`. Without

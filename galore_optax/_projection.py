@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from galore_optax._matrices import Matrix, Side
+from galore_optax._order import after
 from galore_optax._sharding import (
     explicit_sharding,
     leaf_sharding,
@@ -63,7 +64,9 @@ def _decode(
 ) -> jax.Array:
     """The basis as an array, for a product with `other` and no longer."""
     if not isinstance(matrix.storage, Floating):
-        projector = _after(projector, other)
+        # Or XLA would decode every projector of the tree as soon as it can, once for
+        # both project and lift, and hold them all in between.
+        projector = after(projector, other)
     shape = matrix.projector_shape(side)
     return matrix.storage.decode(projector, shape, other.dtype)
 
@@ -83,22 +86,6 @@ def _rank_first(basis: jax.Array, axis: int) -> jax.Array:
         return jnp.moveaxis(rows, axis, -1)
 
     return lax.platform_dependent(basis, cpu=transposed, default=lambda basis: basis)
-
-
-def _after(projector: Projector, other: jax.Array) -> Projector:
-    """`projector`, with arrays that XLA cannot compute on before it has `other`.
-
-    Or it would decode every projector of the tree as soon as it can, once for both
-    project and lift, and hold them all in between.
-    """
-    if jax.device_count() > 1:
-        # An entry of `other` may lie on another device. A barrier sends nothing; it
-        # keeps the two apart, and on GPU leaves it to the scheduler when they run.
-        return lax.optimization_barrier((projector, other))[0]
-    first = other[(0,) * other.ndim].astype(jnp.float32)
-    # At most 32 leading zeros, which XLA does not know.
-    zero = lax.clz(lax.bitcast_convert_type(first, jnp.uint32)) >> 6
-    return jax.tree.map(lambda x: x + zero.astype(x.dtype), projector)
 
 
 def _contract(

@@ -13,6 +13,7 @@ import optax
 from galore_optax._inner import ParamsUse, params_use
 from galore_optax._leaves import Flat
 from galore_optax._matrices import Matrix, Plan
+from galore_optax._order import in_turn
 from galore_optax._projection import lift, project, zero_coordinates
 from galore_optax._sharding import explicit_sharding
 from galore_optax._stored import Projectors
@@ -41,10 +42,13 @@ class Frame:
     ) -> list[jax.Array]:
         """`scale · P U` for each projected leaf, the update itself for the rest."""
         result = list(updates)
+        lifted: list[jax.Array] = []
         for matrix, projectors in self.pairs():
             position = matrix.position
             sharding = explicit_sharding(like[position])
-            full = lift(matrix, projectors, updates[position], sharding)
+            low = in_turn(updates[position], lifted)
+            full = lift(matrix, projectors, low, sharding)
+            lifted.append(full)
             result[position] = jnp.asarray(matrix.scale, full.dtype) * full
         return result
 

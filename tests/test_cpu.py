@@ -10,23 +10,57 @@ import optax
 import pytest
 
 import galore_optax as go
+from galore_optax import _order
 from tests.helpers import normal_like
 
+COUNT, SIZE, WIDE = 16, 256, 264  # the shorter axis comes first
+ONE = SIZE * WIDE * 4  # bytes of a matrix
+TX = go.galore(optax.adam(1e-2), rank=4)
 
-def lowered(monkeypatch: pytest.MonkeyPatch, devices: int, platform: str) -> str:
+
+def trees() -> tuple[Any, Any, Any]:
+    params = {f"w{i:02}": jnp.ones((SIZE, WIDE)) for i in range(COUNT)}
+    return params, TX.init(params), normal_like(params, 1)
+
+
+def step(params: Any, state: Any, gradients: Any) -> Any:
+    updates, state = TX.update(gradients, state, params, refresh=False)
+    return optax.apply_updates(params, updates), state
+
+
+def lowered(
+    monkeypatch: pytest.MonkeyPatch,
+    devices: int,
+    platform: str,
+    in_flight: int = 2 * ONE,
+) -> Any:
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    tx = go.galore(optax.adam(1e-2), rank=4)
-    gradients = normal_like({"w": jnp.ones((24, 40))}, 1)
-    update = jax.jit(lambda *x: tx.update(*x, refresh=False))
-    traced = update.trace(gradients, tx.init(gradients))
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+    monkeypatch.setattr(_order, "IN_FLIGHT_BYTES", in_flight)
+    traced = jax.jit(lambda *x: step(*x), donate_argnums=(0, 1)).trace(*trees())
+    return traced.lower(lowering_platforms=(platform,))
 
 
-def test_it_costs_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = "optimization_barrier"
-    assert mark in lowered(monkeypatch, 1, "cpu")
-    assert mark not in lowered(monkeypatch, 1, "cuda")
-    assert mark not in lowered(monkeypatch, 8, "cpu")
+def test_the_updates_of_all_matrices_are_never_held_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = lowered(monkeypatch, 1, "cpu").compile()
+    held = compiled.memory_analysis().temp_size_in_bytes
+    # Two wait, one is being lifted, one applied; coordinates are SIZE / 4 times less.
+    assert held < COUNT * ONE / 2
+
+
+def test_the_order_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lowered(monkeypatch, 1, "cpu").compile()(*trees())
+    at_once = lowered(monkeypatch, 1, "cpu", in_flight=2**40)
+    expected = at_once.compile()(*trees())
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("mark", ["count_leading_zeros", "optimization_barrier"])
+def test_it_costs_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    assert mark in lowered(monkeypatch, 1, "cpu").as_text()
+    assert mark not in lowered(monkeypatch, 1, "cuda").as_text()
+    assert mark not in lowered(monkeypatch, 8, "cpu").as_text()
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (3, 24, 40), (2, 3, 4, 40)])

@@ -10,6 +10,7 @@ from jax.extend import core
 
 from galore_optax._flow import called, follow
 from galore_optax._leaves import flatten
+from galore_optax._order import only_waits
 
 Leaves: TypeAlias = frozenset[int]  # of whose gradients or parameters a value is made
 _NONE: Leaves = frozenset()
@@ -44,6 +45,8 @@ def refuse_mixing(tx: optax.GradientTransformationExtraArgs, params: Any) -> Non
 
 
 def _apply(equation: Any, inputs: list[Leaves]) -> list[Leaves]:
+    if only_waits(equation):
+        return inputs[:1]
     jaxpr = called(equation)
     if jaxpr is not None:
         return follow(jaxpr, inputs, _apply, _NONE)
