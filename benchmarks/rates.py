@@ -20,6 +20,7 @@ from subjects import Shapes
 REPEATS = 7
 ITEMSIZE = 4  # f32
 COPIED = 2**30  # bytes, more than any cache holds
+PANEL = 2**21  # entries of a matrix that a product is timed on, which caches hold
 PASSES = 3  # an array of gradients or weights is read; weights are written too
 
 
@@ -76,6 +77,11 @@ class Rates:
         )
         return products + work.bytes / self.bandwidth
 
+    def best(self, other: "Rates") -> "Rates":
+        """Of two measurements of the same."""
+        products = {k: max(v, other.products[k]) for k, v in self.products.items()}
+        return Rates(products, max(self.bandwidth, other.bandwidth))
+
 
 def measure(work: Work, copied: int = COPIED) -> Rates:
     """The rates that the floor of `work` needs, of this machine, now."""
@@ -84,7 +90,8 @@ def measure(work: Work, copied: int = COPIED) -> Rates:
 
 
 def product_rate(m: int, n: int, rank: int) -> float:
-    """FLOP/s of `G ← P (Pᵀ G)` in caches, of the better of two layouts."""
+    """FLOP/s of `G ← P (Pᵀ G)` on columns in caches, of the better of two layouts."""
+    n = min(n, PANEL // m)
     count = max(1, round(2e9 / (4 * m * n * rank)))  # about 2 GFLOP, one dispatch
     basis = jnp.eye(m, rank)
     wide, tall = jnp.ones((m, n)), jnp.ones((n, m))
