@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cells import gb
 from galore_optax import memory
-from tables import EIGHT_BIT_7B, compiler_row, gb
+from tables import EIGHT_BIT_7B, compiler_row
 
 Load = Callable[[str], Any]  # the result on record under a name
 

@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import cells
 import claims
 import common
 import tables
@@ -63,7 +64,7 @@ def render(text: str, load: Callable[[str], Any] = load) -> str:
 
     def block(match: re.Match[str]) -> str:
         mark, kind, name, _, end = match.groups()
-        made = tables.provenance(name) if kind == "source" else _table(name, load)
+        made = cells.provenance(name) if kind == "source" else _table(name, load)
         return f"{mark}{made}\n{end}"
 
     return _BLOCK.sub(block, text)

@@ -1,45 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of README and docs, each a function of the results on record."""
 
-import json
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import common
+import speed_tables
+import training_tables
+from cells import Load, gb, signed, table
 
 import demo as demo_program
-
-Load = Callable[[str], Any]  # the result on record under a name
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def provenance(name: str) -> str:
-    """Machine, versions, date and commit of a result."""
-    path = common.RESULTS / f"{name}.json"
-    record = json.loads(path.read_text())
-    at = record["machine"]
-    where = f"{at['cores']} cores" if at["device"] == "cpu" else at["device"]
-    gaps = record.get("missing", ())
-    more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
-    note = f"; **not complete**: {'; '.join(gaps[:3])}{more}" if gaps else ""
-    return (
-        f"`results/{path.name}`: {where} ({at['cpu']}), jax {at['jax']}, optax"
-        f" {at['optax']}, {at['date']}, commit {at['commit']}{note}"
-    )
-
-
-def signed(share: float, digits: int = 1) -> str:
-    """A relative difference in per cent, with a true minus."""
-    return f"{100 * share:+.{digits}f} %".replace("-", "−")
-
-
-def gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
 
 
 def demo(load: Load) -> str:
@@ -147,111 +117,6 @@ def layerwise_7b(load: Load) -> str:
     return table(("", "tokens", "compiler's total"), rows)
 
 
-STEPPED = "optax.adamw", "galore_optax", "optax.contrib.galore"
-
-
-def _step_rows(size: str, found: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
-    for name in STEPPED:
-        row = found[name]
-        refresh = "" if name == "optax.adamw" else f"{row['refresh_seconds']:.3f}"
-        times = f"{row['compile_seconds']:.2f}", f"{row['steady_seconds']:.3f}"
-        state = f"{row['state_bytes']:,}"
-        rows.append((f"{size}, `{name}`", *times, refresh, state))
-    return rows
-
-
-STEP_HEAD = "", "compile", "steady step", "refresh", "state bytes"
-
-
-def optimizer_step(load: Load) -> str:
-    sizes = {k: v for k, v in load("optimizer_step").items() if "rank" not in k}
-    return table(STEP_HEAD, [r for k, v in sizes.items() for r in _step_rows(k, v)])
-
-
-def optimizer_step_ranks(load: Load) -> str:
-    found = load("optimizer_step")
-    sizes = {k if "rank" in k else f"{k}, rank d/4": v for k, v in found.items()}
-    sizes = {k: v for k, v in sizes.items() if k.startswith("60M")}
-    ranks = sorted(sizes, key=lambda k: sizes[k]["rank"])
-    return table(STEP_HEAD, [r for k in ranks for r in _step_rows(k, sizes[k])])
-
-
-def floor(load: Load) -> str:
-    rows = [
-        (
-            f"{row['curve']}, {row['x']}",
-            *(f"{1e3 * row['seconds'][name]:.1f}" for name in STEPPED),
-            f"{1e3 * row['floor']['galore_optax']:.1f}",
-            f"{row['ratio']['galore_optax']:.2f}",
-            f"{row['ratio']['optax.adamw']:.2f}",
-        )
-        for row in load("floor")["points"]
-    ]
-    head = "", "`optax.adamw`, ms", "`galore_optax`, ms", "`optax.contrib.galore`, ms"
-    return table((*head, "our floor, ms", "ours / floor", "adamw / its floor"), rows)
-
-
-def step_trace(load: Load) -> str:
-    rows = [
-        (
-            f"`{name}`",
-            *(f"{1e3 * row[f'{x}_seconds']:.0f}" for x in ("median", "mean")),
-            f"{1e3 * row['largest_seconds']:.0f}",
-            f"{row['largest_over_median']:.2f}",
-        )
-        for name, row in load("step_trace")["traces"].items()
-    ]
-    head = "ms a step", "median", "mean", "largest", "largest / median"
-    return table(head, rows)
-
-
-def against_torch(load: Load) -> str:
-    rows = [
-        (
-            f"{size}, {name}",
-            f"{row['steady_seconds']:.3f}",
-            f"{row['refresh_seconds']:.3f}" if "galore" in name.lower() else "",
-            f"{found['steady_over_ours'][name]:.2f}",
-        )
-        for size, found in load("against_torch").items()
-        for name, row in found.items()
-        if isinstance(row, dict) and "steady_seconds" in row
-    ]
-    return table(("", "steady step, s", "refresh, s", "step / ours"), rows)
-
-
-def demo_seeds(load: Load) -> str:
-    names = {
-        "GaLore, default": "GaLore, default subspace method",
-        "GaLore, svd": "GaLore, exact SVD",
-        "AdamW": "AdamW",
-    }
-    found = load("demo_seeds")["final_validation_loss"]
-    rows = [
-        (name, ", ".join(f"{x:.3f}" for x in found[k])) for k, name in names.items()
-    ]
-    seeds = ", ".join(str(n) for n in range(len(found["AdamW"])))
-    return table(("", f"seeds {seeds}"), rows)
-
-
-def llama_9m(load: Load) -> str:
-    names = {"AdamW": "AdamW", "GaLore": "GaLore, rank 32"}
-    rows = [
-        (
-            name,
-            f"{run['learning_rate']:g}",
-            f"{run['perplexity']:.1f}",
-            f"{run['tokens_per_second']:,.0f}",
-            f"{run['state_bytes']:,} bytes",
-        )
-        for key, name in names.items()
-        for run in [load("llama_9m")["runs"][key]]
-    ]
-    head = "learning rate", "validation perplexity", "tokens/s", "optimizer state"
-    return table(("", *head), rows)
-
-
 def plan_vs_compiler(load: Load) -> str:
     head = "model, method", "setting", "compiler", "of it temporaries"
     rows = [
@@ -323,8 +188,8 @@ TABLES: dict[str, Callable[[Load], str]] = {
     make.__name__: make
     for make in (
         *(demo, state_bytes, eight_bit, projector_bits, layerwise_7b),
-        *(optimizer_step, optimizer_step_ranks, floor, step_trace, against_torch),
-        *(demo_seeds, llama_9m),
+        *speed_tables.ALL,
+        *training_tables.ALL,
         *(plan_vs_compiler, plan_7b, plan_paper),
     )
 }

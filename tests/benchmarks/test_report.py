@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import cells
 import claims
 import common
 import report
@@ -85,9 +86,9 @@ def test_a_partial_result_says_so(
     common.write("x", 1, missing=["no GPU"])
     found = json.loads((tmp_path / "x.json").read_text())
     assert (found["complete"], found["missing"]) == (False, ["no GPU"])
-    assert tables.provenance("x").endswith("; **not complete**: no GPU")
+    assert cells.provenance("x").endswith("; **not complete**: no GPU")
     common.write("x", 1)
-    assert "not complete" not in tables.provenance("x")
+    assert "not complete" not in cells.provenance("x")
 
 
 def test_runs_are_kept_one_by_one(

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws `docs/images/pretraining.png` from the record of `pretraining.py`.
+
+python benchmarks/draw_pretraining.py [--model 1m]
+"""
+
+import argparse
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+
+import pictures
+
+
+def draw(record: dict[str, Any], model: str) -> None:
+    found = record["result"]
+    rows = found["rows"]
+    picture = pictures.figure(11, 5.2)
+    left, right = picture.subplots(1, 2)
+    tints = colormaps["tab10"](range(len(rows)))
+    colours = dict(zip(rows, tints, strict=True))
+    _cost(pictures.plain(left), rows, colours)
+    _rates(pictures.plain(right), rows, colours)
+    pictures.save(picture, f"pretraining_{model}", caption(record))
+
+
+def _cost(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
+    """Perplexity over memory: a dot a seed, a line from least to most."""
+    for name, row in rows.items():
+        memory, values = row["bf16_bytes"]["total"] / 1e6, row["perplexities"]
+        axes.plot([memory] * len(values), values, "o-", color=colours[name], ms=4)
+        place = memory, float(np.mean(values))
+        axes.annotate(
+            name, place, (6, 0), textcoords="offset points", fontsize=8, va="center"
+        )
+    axes.margins(x=0.25)
+    axes.set_xlabel("weights and optimizer state, two bytes an entry (MB)")
+    axes.set_ylabel("validation perplexity")
+    axes.set_title("At the best learning rate: dots are seeds", fontsize=10)
+
+
+def _rates(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
+    """Seed 0 over the grid, at the better ratio of each method."""
+    for name, row in rows.items():
+        grid = row["grid"][f"matrices at {row['ratio']:g}"]
+        points = [(float(rate), loss) for rate, loss in grid.items() if loss]
+        rates, losses = zip(*points, strict=True)
+        values = [math.exp(loss) for loss in losses]
+        axes.plot(rates, values, "o-", color=colours[name], label=name, ms=4)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({rate for line in axes.lines for rate in line.get_xdata()})
+    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks], rotation=45)
+    axes.set_xlabel("learning rate")
+    axes.set_title("How it was tuned: one seed", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def caption(record: dict[str, Any]) -> str:
+    budget, at = record["result"]["budget"], record["machine"]
+    return (
+        f"LLaMA {budget['model']}, {budget['steps']} steps of {budget['batch']} x"
+        f" {budget['tokens']} tokens of `{budget['corpus']}`, rank {budget['rank']},"
+        f" a refresh every {budget['gap']} steps. pretraining.py, {at['cores']} cores,"
+        f" {at['date']}, commit {at['commit']}."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="1m")
+    model = parser.parse_args().model
+    draw(pictures.read(f"pretraining_{model}"), model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of what training reached."""
+
+import statistics
+from collections.abc import Sequence
+
+from cells import Load, table
+
+
+def demo_seeds(load: Load) -> str:
+    names = {
+        "GaLore, default": "GaLore, default subspace method",
+        "GaLore, svd": "GaLore, exact SVD",
+        "AdamW": "AdamW",
+    }
+    found = load("demo_seeds")["final_validation_loss"]
+    rows = [
+        (name, ", ".join(f"{x:.3f}" for x in found[k])) for k, name in names.items()
+    ]
+    seeds = ", ".join(str(n) for n in range(len(found["AdamW"])))
+    return table(("", f"seeds {seeds}"), rows)
+
+
+def llama_9m(load: Load) -> str:
+    names = {"AdamW": "AdamW", "GaLore": "GaLore, rank 32"}
+    rows = [
+        (
+            name,
+            f"{run['learning_rate']:g}",
+            f"{run['perplexity']:.1f}",
+            f"{run['tokens_per_second']:,.0f}",
+            f"{run['state_bytes']:,} bytes",
+        )
+        for key, name in names.items()
+        for run in [load("llama_9m")["runs"][key]]
+    ]
+    head = "learning rate", "validation perplexity", "tokens/s", "optimizer state"
+    return table(("", *head), rows)
+
+
+def pretraining(load: Load) -> str:
+    """In the form of the paper's Table 2, best first."""
+    speed = load("pretraining_speed_1m")["methods"]
+    rows = [
+        (
+            name,
+            mean_and_deviation(row["perplexities"]),
+            *(f"{row['bf16_bytes'][part] / 1e6:.2f}" for part in ("weights", "states")),
+            f"{speed[name]['tokens_per_second']:,.0f}",
+            f"{row['learning_rate']:g}",
+            f"{row['ratio']:g}",
+        )
+        for name, row in load("pretraining_1m")["rows"].items()
+    ]
+    head = "", "perplexity", "weights, MB", "states, MB", "tokens/s"
+    return table((*head, "learning rate", "of matrices"), rows)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def pretraining_pairs(load: Load) -> str:
+    """Neighbours of the ranking, and whether seeds tell them apart."""
+    rows = []
+    for pair in load("pretraining_1m")["neighbours"]:
+        if pair["separated"] is None:
+            rows.append((*pair["pair"], "", "", pair["reason"]))
+            continue
+        low, high = pair["interval"]
+        said = "yes" if pair["separated"] else "no"
+        cells = f"{pair['difference']:.4f}", f"{low:.4f} to {high:.4f}", said
+        rows.append((*pair["pair"], *cells))
+    head = "better", "next", "difference of mean losses", "95 % interval"
+    return table((*head, "told apart"), rows)
+
+
+ALL = demo_seeds, llama_9m, pretraining, pretraining_pairs
