@@ -4,7 +4,8 @@
 LLaMA-60M and 130M shapes, f32, rank a quarter of the width, the same gradients; a step
 updates the weights in place. Each subject has a process of its own, and they alternate
 step by step (`turns.py`). torch has as many threads as there are cores. `torch.optim`'s
-AdamW, fused and not, and `optax.adamw` stand beside them.
+AdamW, fused and not, and `optax.adamw` stand beside them. All processes are started
+anew several times, since torch's speed differs more between starts than within one.
 
     python benchmarks/against_torch.py [--sizes 60M 130M] [--quick]
 
@@ -26,7 +27,8 @@ from subjects import Shapes, gradients, turned
 from turns import Rival
 
 GAP = 5
-ROUNDS = 4  # refreshes; the first is cold
+ROUNDS = 3  # refreshes; the first is cold
+STARTS = 3  # of all processes
 SIZES = ("60M", "130M")
 QUICK = Shapes(256, 688, 2, vocab=0)
 OURS = "galore_optax"
@@ -94,6 +96,22 @@ def summary(times: dict[str, list[float]]) -> dict[str, float]:
     }
 
 
+def over_starts(starts: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """By name the medians of all numbers, and the ratios to ours of every start."""
+    found: dict[str, Any] = {}
+    for name, first in starts[0].items():
+        rows = [start[name] for start in starts]
+        numbers = (k for k, v in first.items() if isinstance(v, int | float))
+        found[name] = first | {
+            k: statistics.median(row[k] for row in rows) for k in numbers
+        }
+        found[name]["steady_over_ours"] = [
+            start[name]["steady_seconds"] / start[OURS]["steady_seconds"]
+            for start in starts
+        ]
+    return found
+
+
 def show(size: str, found: dict[str, dict[str, Any]]) -> None:
     ours = found[OURS]
     print(f"\nLLaMA-{size}: seconds, and over ours")
@@ -104,6 +122,9 @@ def show(size: str, found: dict[str, dict[str, Any]]) -> None:
             for x in ("steady_seconds", "refresh_seconds")
         )
         print(f"{name:24}{cells}{row['state_bytes']:>16,}")
+    for name, row in found.items():
+        ratios = ", ".join(f"{x:.2f}" for x in row["steady_over_ours"])
+        print(f"{name:24} steady over ours, start by start: {ratios}")
 
 
 def main() -> None:
@@ -114,16 +135,15 @@ def main() -> None:
     left_out += [f"{x}: not asked for" for x in SIZES if x not in arguments.sizes]
     sizes = {"quick": QUICK} if arguments.quick else {}
     sizes = sizes or {size: Shapes.load(size) for size in arguments.sizes}
-    rounds = 2 if arguments.quick else ROUNDS
+    rounds, starts = (2, 1) if arguments.quick else (ROUNDS, STARTS)
     found = {}
     for size, shapes in sizes.items():
-        results = measure(shapes, shapes.width // 4, rounds, not missing())
+        rank = shapes.width // 4
+        results = over_starts(
+            [measure(shapes, rank, rounds, not missing()) for _ in range(starts)]
+        )
         show(size, results)
-        ratio = {
-            name: row["steady_seconds"] / results[OURS]["steady_seconds"]
-            for name, row in results.items()
-        }
-        found[size] = {"rank": shapes.width // 4, **results, "steady_over_ours": ratio}
+        found[size] = {"rank": rank, "rows": results}
     recording.write(arguments.quick, "against_torch", found, left_out)
 
 

@@ -43,7 +43,7 @@ def _torch_over_ours(load: Load) -> list[float]:
     def gap(row: dict[str, float]) -> float:
         return 200 * row["steady_seconds"] + row["refresh_seconds"]
 
-    sizes = load("against_torch").values()
+    sizes = [found["rows"] for found in load("against_torch").values()]
     return [gap(x["galore-torch"]) / gap(x["galore_optax, adamw"]) for x in sizes]
 
 

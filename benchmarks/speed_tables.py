@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of what was timed."""
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from cells import Load, table
@@ -38,13 +40,14 @@ def optimizer_step_ranks(load: Load) -> str:
 def floor(load: Load) -> str:
     rows = [
         (
-            f"{row['curve']}, {row['x']}",
+            row["curve"].removeprefix("model ").upper(),
             *(f"{1e3 * row['seconds'][name]:.1f}" for name in STEPPED),
             f"{1e3 * row['floor']['galore_optax']:.1f}",
             f"{row['ratio']['galore_optax']:.2f}",
             f"{row['ratio']['optax.adamw']:.2f}",
         )
         for row in load("floor")["points"]
+        if row["curve"].startswith("model")
     ]
     head = "", "`optax.adamw`, ms", "`galore_optax`, ms", "`optax.contrib.galore`, ms"
     return table((*head, "our floor, ms", "ours / floor", "adamw / its floor"), rows)
@@ -70,13 +73,19 @@ def against_torch(load: Load) -> str:
             f"{size}, {name}",
             f"{row['steady_seconds']:.3f}",
             f"{row['refresh_seconds']:.3f}" if "galore" in name.lower() else "",
-            f"{found['steady_over_ours'][name]:.2f}",
+            _over_ours(row["steady_over_ours"]),
         )
         for size, found in load("against_torch").items()
-        for name, row in found.items()
-        if isinstance(row, dict) and "steady_seconds" in row
+        for name, row in found["rows"].items()
     ]
-    return table(("", "steady step, s", "refresh, s", "step / ours"), rows)
+    return table(("", "steady step, s", "refresh, s", "step / ours (by start)"), rows)
+
+
+def _over_ours(ratios: Sequence[float]) -> str:
+    """The median, and all if they differ."""
+    each = ", ".join(f"{x:.2f}" for x in ratios)
+    differ = max(ratios) > min(ratios)
+    return f"{statistics.median(ratios):.2f}" + (f" ({each})" if differ else "")
 
 
 def training_step(load: Load) -> str:

@@ -166,6 +166,17 @@ def test_the_first_refresh_counts_apart() -> None:
     assert (row["first_refresh_seconds"], row["refresh_seconds"]) == (5.0, 1.0)
 
 
+def test_starts_are_compared_one_by_one() -> None:
+    def start(ours: float, theirs: float) -> dict[str, Any]:
+        rows = {against_torch.OURS: ours, "theirs": theirs}
+        return {k: {"steady_seconds": v, "versions": {}} for k, v in rows.items()}
+
+    found = against_torch.over_starts([start(1, 2), start(4, 16), start(2, 6)])
+    assert found["theirs"]["steady_seconds"] == 6
+    assert found["theirs"]["steady_over_ours"] == [2, 4, 3]
+    assert found[against_torch.OURS]["steady_over_ours"] == [1, 1, 1]
+
+
 def test_torch_is_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (reason,) = against_torch.missing()
