@@ -41,6 +41,8 @@ def draw_cost(rows: Sequence[dict[str, Any]], name: str) -> Path:
         _seconds(grid[0][column], chosen)
         _ratios(grid[1][column], chosen)
         grid[1][column].set_xlabel(AXES[curve])
+    most = max(ratio for row in rows for ratio in row["ratio"].values())
+    grid[1][0].set_ylim(0, 1.1 * most)  # shared
     grid[0][0].set_ylabel("one steady step (ms)")
     grid[1][0].set_ylabel("measured / floor")
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -70,7 +72,6 @@ def _ratios(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         axes.plot(places, ratios, "o-", color=COLOURS[name], markersize=4)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.axhline(1.3, color="grey", linewidth=0.8, linestyle="--")
-    axes.set_ylim(bottom=0)
     _plain(axes)
 
 
