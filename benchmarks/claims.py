@@ -47,6 +47,16 @@ def _torch_over_ours(load: Load) -> list[float]:
     return [gap(x["galore-torch"]) / gap(x["galore_optax, adamw"]) for x in sizes]
 
 
+def _floor_ratios(load: Load) -> list[float]:
+    """Least and largest time over the floor: of all points' ours, and of AdamW's."""
+    points = load("floor")["points"]
+    found = [len(points)]
+    for name in ("galore_optax", "optax.adamw"):
+        ratios = [point["ratio"][name] for point in points]
+        found += [min(ratios), max(ratios)]
+    return found
+
+
 def _energies(load: Load) -> list[float]:
     found, wide = (load(f"captured_energy_gap{gap}")["methods"] for gap in (50, 30))
     default = "power(), the default"
@@ -116,6 +126,12 @@ CLAIMS = [
         "A whole gap of 200 steps with its refresh costs galore-torch {:.1f} and {:.1f}"
         " times what it costs here.",
         _torch_over_ours,
+    ),
+    Claim(
+        RESULTS,
+        "Over {} points a step takes {:.2f} to {:.2f} times its floor, one of"
+        " `optax.adamw` {:.2f} to {:.2f} times its own",
+        _floor_ratios,
     ),
     Claim(
         README,

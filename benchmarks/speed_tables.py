@@ -106,7 +106,7 @@ def training_step(load: Load) -> str:
 def refresh_7b(load: Load) -> str:
     rows = [
         (
-            f"`{method}`",
+            method,
             f"{row['refresh_seconds']:,.0f} s",
             f"{row['times_faster_than_svd']:.1f}",
             f"{min(row['share_of_exact_energy'].values()):.4f}",
