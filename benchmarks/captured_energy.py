@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -26,6 +27,7 @@ from train import open_text
 METHODS = {
     "power(steps=1)": subspace.power(steps=1),
     "power(), the default": subspace.power(),
+    "power(product_dtype=float32)": subspace.power(product_dtype=jnp.float32),
     "randomized()": subspace.randomized(),
     "random()": subspace.random(),
     "stale, not refreshed": None,
@@ -86,7 +88,7 @@ def measure(step: int, state: Any, gradients: Any) -> list[dict[str, Any]]:
         row = {"step": step, "method": name, "share_of_exact": shares.tolist()}
         rows.append(row)
         print(
-            f"step {step:4} {name:22} least {shares.min():.4f} mean {shares.mean():.4f}"
+            f"step {step:4} {name:28} least {shares.min():.4f} mean {shares.mean():.4f}"
         )
     best = np.concatenate(list(exact.values()))
     print(f"step {step:4} exact captures {best.min():.3f} to {best.max():.3f}")

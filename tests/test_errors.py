@@ -201,6 +201,11 @@ def test_power_arguments(arguments: Any) -> None:
         go.subspace.power(**arguments)
 
 
+def test_power_takes_a_floating_dtype() -> None:
+    with pytest.raises(ValueError, match=r"product_dtype=int8.*jnp.float32"):
+        go.subspace.power(product_dtype=jnp.int8)
+
+
 def test_other_types() -> None:
     with pytest.raises(TypeError, match="stagger=1 must be True or False"):
         go.galore(ADAM, stagger=1)

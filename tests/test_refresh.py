@@ -358,6 +358,40 @@ def test_captured_energy(method: str, proj_type: str) -> None:
     assert 0.98 * best < found < best * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_what_rounded_products_lose(dtype: Any) -> None:
+    values = np.linspace(2, 1, 32) ** 3
+    gradient = with_spectrum(3, (32, 64), values).astype(np.float32)
+    power = subspace.power(cold_steps=100, product_dtype=dtype)
+    tx = go.galore(optax.sgd(0.1), rank=8, subspace=power)
+    grads = {"w": jnp.asarray(gradient)}
+    _, state = tx.update(grads, tx.init(grads))
+    kept, left_out = values[:8, None], values[None, 8:]
+    best = np.sum(kept**2) / np.sum(values**2)
+    found = float(go.captured_energy(tx, state, grads)["w"])
+    # Three roundings are noise on every entry, which turns direction i towards j by
+    # noise / (sigma_i - sigma_j); what that takes off the energy is of second order.
+    unit = float(jnp.finfo(dtype).eps) / 2
+    noise = 3 * unit**2 / 3 * np.mean(gradient**2)
+    loss = noise * np.sum((kept + left_out) / (kept - left_out)) / np.sum(kept**2)
+    f32 = 1e-6  # the energies are sums of 2,000 squares
+    assert best * (1 - loss - f32) < found < best * (1 + f32)
+
+
+def test_gradients_in_f64_are_not_rounded() -> None:
+    with jax.enable_x64(True):
+        gradient = jnp.asarray(with_spectrum(4, (32, 64), 0.5 ** np.arange(32)))
+        tx = go.galore(optax.sgd(0.1), rank=8, projector_dtype=jnp.float64)
+        grads = {"w": gradient}
+        _, state = tx.update(grads, tx.init(grads))
+        found = np.asarray(state.projector["w"])
+    left, *_ = np.linalg.svd(np.asarray(gradient), full_matrices=False)
+    # A power step shrinks what is not of the leading eight by 4 and more; five do by
+    # a thousand. bf16 alone would leave 2e-3 of the first direction outside.
+    outside = left[:, 0] - found @ (found.T @ left[:, 0])
+    assert np.linalg.norm(outside) < 1e-9
+
+
 def test_power_finds_what_the_old_basis_cannot_see() -> None:
     # The old basis is orthogonal to all of the new gradient.
     tx = go.galore(optax.sgd(0.1), rank=4, update_proj_gap=1)

@@ -52,22 +52,6 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def rounded(x: jax.Array) -> jax.Array:
-    """`x` in bf16, if it was in f32."""
-    return x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x
-
-
-def rounded_einsum(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Of rounded operands, added up in the dtype of `a`."""
-    return jnp.einsum(
-        equation,
-        rounded(a),
-        rounded(b),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=a.dtype,
-    )
-
-
 def orthonormalise(columns: jax.Array) -> jax.Array:
     """An orthonormal basis of the span of `columns`, (m, rank), in their order.
 

@@ -3,12 +3,13 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from galore_optax.subspace._base import Subspace, rounded, rounded_einsum
+from galore_optax.subspace._base import Subspace
 from galore_optax.subspace._cholesky import iterate
 
 # A basis blind to some direction of the gradient would stay blind: G Gᵀ P never leaves
@@ -21,6 +22,7 @@ _NOISE = 1e-2
 class _Power:
     steps: int
     cold_steps: int
+    product_dtype: jnp.dtype
     orthonormal: bool = dataclasses.field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -42,16 +44,30 @@ class _Power:
         start = jnp.where(cold, noise, previous.T + _NOISE * noise)
         steps = jnp.where(cold, self.cold_steps, self.steps)
 
-        # A basis is orthonormal to f32's precision whatever it is the basis of; what
-        # bf16 takes off the gradient here is a millionth of its energy.
-        rough = rounded(gradient)
+        rounded = self._rounded(gradient)
 
         def product(basis: jax.Array) -> jax.Array:
-            # Transposed, bf16 takes XLA's CPU backend twice as long.
-            coordinates = rounded_einsum("rm,mn->rn", basis, rough)
-            return rounded_einsum("rn,mn->rm", coordinates, rough)
+            coordinates = self._einsum("rm,mn->rn", basis, rounded)
+            return self._einsum("rn,mn->rm", coordinates, rounded)
 
         return iterate(start, product, steps, noise).T
+
+    def _einsum(self, equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Of rounded operands, added up in the dtype of `a`.
+
+        Not `matmul`: of a transposed operand in bf16 it takes XLA's CPU backend twice
+        as long.
+        """
+        return jnp.einsum(
+            equation,
+            self._rounded(a),
+            self._rounded(b),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=a.dtype,
+        )
+
+    def _rounded(self, x: jax.Array) -> jax.Array:
+        return x.astype(self.product_dtype) if x.dtype == jnp.float32 else x
 
 
 def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -68,23 +84,29 @@ def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return uniform.reshape(shape)
 
 
-def power(*, steps: int = 2, cold_steps: int = 5) -> Subspace:
+def power(
+    *, steps: int = 2, cold_steps: int = 5, product_dtype: Any = jnp.bfloat16
+) -> Subspace:
     """Warm-started subspace iteration: `P ← qr(G (PᵀG)ᵀ)`, a few times.
 
     The default. Products and Cholesky factors only, where an SVD is serial; consecutive
     gradients share most of their leading subspace, so few steps do. The first basis of
-    all starts from noise. Products with the gradient are of operands in bf16, added up
-    in f32, the rest is in f32; with gradients in f64 all is.
+    all starts from noise.
+
+    The products with G take most of the time. Their operands are rounded to bf16 and
+    added up in f32: that moves the basis by less than one step would, and all else,
+    orthonormality with it, is in f32. Gradients in f64 are not rounded.
 
     Args:
       steps: iterations at a refresh.
       cold_steps: iterations at a matrix's first refresh.
+      product_dtype: of the operands; `jnp.float32` where bf16 is slow.
 
     Returns:
       a subspace method.
 
     Raises:
-      ValueError: an argument is below 1.
+      ValueError: a number of steps is below 1, or the dtype is not a floating one.
 
     Example:
       >>> import galore_optax, optax
@@ -93,4 +115,10 @@ def power(*, steps: int = 2, cold_steps: int = 5) -> Subspace:
 
     Source: orthogonal iteration, Golub and Van Loan, Matrix Computations, 8.2.4.
     """
-    return _Power(steps, cold_steps)
+    dtype = jnp.dtype(product_dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"power(product_dtype={dtype}): products need a floating dtype, such as"
+            " jnp.bfloat16 or jnp.float32."
+        )
+    return _Power(steps, cold_steps, dtype)
