@@ -37,11 +37,12 @@ def in_turn(low: jax.Array, lifted: Sequence[jax.Array]) -> jax.Array:
     for full in reversed(lifted):
         waiting += full.size * full.dtype.itemsize
         if waiting >= IN_FLIGHT_BYTES and jax.device_count() == 1:
-            return lax.platform_dependent(low, full, cpu=_lift_after, default=_at_once)
+            return lax.platform_dependent(
+                low, full, cpu=jax.jit(_lift_after), default=_at_once
+            )
     return low
 
 
-@jax.jit
 def _lift_after(low: jax.Array, other: jax.Array) -> jax.Array:
     """As `after`, and to be found in a jaxpr by its name."""
     return after(low, other)
