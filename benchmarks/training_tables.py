@@ -3,6 +3,7 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from cells import Load, table
 
@@ -76,4 +77,45 @@ def pretraining_pairs(load: Load) -> str:
     return table((*head, "told apart"), rows)
 
 
-ALL = demo_seeds, llama_9m, pretraining, pretraining_pairs
+def ablations(load: Load) -> str:
+    """Every setting but those of rank and gap, which the picture shows."""
+    rows = [
+        (f"{study}: {row['name']}", f"{row['mean']:.4f}", *_less(row["less_base"]))
+        for study, found in load("ablations")["studies"].items()
+        if study != "rank and gap"
+        for row in found[1:]
+    ]
+    head = "changed", "validation loss", "less the base's", "95 % interval"
+    return table((*head, "more than seeds make"), rows)
+
+
+def _less(found: dict[str, Any]) -> tuple[str, str, str]:
+    interval = f"{found['low']:+.4f} to {found['high']:+.4f}"
+    said = "yes" if found["beyond_seeds"] else "no"
+    return f"{found['mean']:+.4f}", interval, said
+
+
+TASKS = {
+    "cola": "CoLA, Matthews",
+    "rte": "RTE, accuracy",
+    "sst2": "SST-2, accuracy",
+    "reviews": "film reviews, accuracy",
+}
+
+
+def finetuning(load: Load) -> str:
+    """In the form of the paper's Table 4, scores in hundredths."""
+    rows = []
+    for name, cells in load("finetuning")["rows"].items():
+        some = next(iter(cells.values()))
+        scores = (
+            mean_and_deviation([100 * x for x in cells[task]["dev_metric"]])
+            if task in cells
+            else ""
+            for task in TASKS
+        )
+        rows.append((name, *scores, f"{some['state_bytes']:,}", f"{some['trained']:,}"))
+    return table(("", *TASKS.values(), "bytes of state", "trained"), rows)
+
+
+ALL = demo_seeds, llama_9m, pretraining, pretraining_pairs, ablations, finetuning

@@ -12,6 +12,7 @@ import claims
 import common
 import report
 import tables
+import training_tables
 
 
 @pytest.mark.parametrize("name", report.DOCUMENTS)
@@ -75,6 +76,46 @@ def test_a_table_is_written_between_its_marks(monkeypatch: pytest.MonkeyPatch) -
     assert report.render(expected, lambda name: 7) == expected
     with pytest.raises(ValueError, match=r"no table is called .two.; known: .*one"):
         report.render(text.replace("one", "two"))
+
+
+def test_tables_of_training_leave_open_what_is_not_there() -> None:
+    cell = {"dev_metric": [0.5, 0.7], "state_bytes": 1234, "trained": 5678}
+    once = cell | {"dev_metric": [0.25]}
+    rows = {"AdamW": {"cola": cell, "sst2": once}}
+    found = training_tables.finetuning(lambda name: {"rows": rows})
+    assert found.splitlines()[2:] == [
+        "| AdamW | 60.00 ± 14.14 |  | 25.00 |  | 1,234 | 5,678 |"
+    ]
+    speed = {"methods": {"LoRA": {"tokens_per_second": 1234.5}}}
+    row = {
+        "perplexities": [10.0],
+        "bf16_bytes": {"weights": 1e6, "states": 2.5e6},
+        "learning_rate": 0.01,
+        "ratio": 0.25,
+    }
+    results = {
+        "pretraining_speed_1m": speed,
+        "pretraining_1m": {
+            "rows": {"LoRA": row},
+            "neighbours": [
+                {"pair": ["a", "b"], "separated": None, "reason": "one seed"}
+            ],
+        },
+    }
+    made = training_tables.pretraining(results.__getitem__)
+    assert made.endswith("| LoRA | 10.00 | 1.00 | 2.50 | 1,234 | 0.01 | 0.25 |")
+    pairs = training_tables.pretraining_pairs(results.__getitem__)
+    assert pairs.endswith("| a | b |  |  | one seed |")
+
+
+def test_a_setting_is_named_with_what_it_changes() -> None:
+    less = {"mean": 0.01, "low": -0.005, "high": 0.025, "beyond_seeds": False}
+    row = {"name": "svd", "mean": 4.5, "less_base": less}
+    studies = {"rank and gap": [row], "subspace": [row, row]}
+    found = training_tables.ablations(lambda name: {"studies": studies})
+    assert found.splitlines()[2:] == [
+        "| subspace: svd | 4.5000 | +0.0100 | -0.0050 to +0.0250 | no |"
+    ]
 
 
 def test_a_partial_result_says_so(
