@@ -56,7 +56,8 @@ def make_step(
         U_l, s_l = \mathrm{tx}(G_l, s_l, W_l), \quad W_l \leftarrow W_l + U_l,
 
     and :math:`G_l` is dropped. The numbers are those of `tx.update` on the whole tree,
-    to rounding. With several micro-batches the coordinates :math:`P^T G` are added up,
+    to rounding, which in the products of :func:`galore_optax.subspace.power` is that of
+    bf16. With several micro-batches the coordinates :math:`P^T G` are added up,
     the bases coming from the first, and there is one update: see `project_gradients`.
 
     Args:
