@@ -205,7 +205,7 @@ def test_clipping_by_the_global_norm_equals_optax() -> None:
     np.testing.assert_allclose(report.norm, optax.tree.norm(gradient), rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=slow), 2])
 def test_clipping_by_the_projected_norm(count: int) -> None:
     tx = galore_optax.galore(optax.sgd(0.1), rank=4, scale=1.0, subspace=EXACT)
     limit = 0.05

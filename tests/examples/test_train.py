@@ -59,7 +59,7 @@ def test_accumulation_changes_nothing_but_rounding(files: Path, tmp_path: Path) 
         np.testing.assert_allclose(a, b, atol=256 * 6e-8 * float(jnp.abs(a).max()))
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_layerwise_is_the_same_step(
     files: Path, tmp_path: Path, accumulation: int
 ) -> None:
@@ -124,7 +124,7 @@ def test_padding_is_not_learnt_from(files: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "layerwise"),
     [
-        ("adamw", False),
+        pytest.param("adamw", False, marks=pytest.mark.slow),
         ("galore_adamw8bit", True),
         pytest.param("galore_adamw", False, marks=pytest.mark.slow),
     ],
