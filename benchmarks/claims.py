@@ -194,9 +194,9 @@ CLAIMS = [
     Claim(
         README,
         "the default at least {:.4f}, {:.4f} on average, and with products in f32"
-        " {:.4f} and {:.4f}; one power step {:.4f} and {:.4f}; randomized {:.4f} and {:.4f}."
-        " With longer sequences, a gap of 30 and products in f32 the default had {:.4f}"
-        " and {:.4f}.",
+        " {:.4f} and {:.4f}; one power step {:.4f} and {:.4f}; randomized {:.4f} and"
+        " {:.4f}. With longer sequences, a gap of 30 and products in f32 the default"
+        " had {:.4f} and {:.4f}.",
         _energies,
     ),
     Claim(
