@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws `docs/images/pretraining.png` from the record of `pretraining.py`.
+"""Draws `docs/images/pretraining_<model>.png` from the record of `pretraining.py`.
 
 python benchmarks/draw_pretraining.py [--model 1m]
 """
@@ -51,6 +51,7 @@ def _rates(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
         values = [math.exp(loss) for loss in losses]
         axes.plot(rates, values, "o-", color=colours[name], label=name, ms=4)
     axes.set_xscale("log", base=2)
+    axes.set_yscale("log")  # one that diverges would flatten the others
     ticks = sorted({rate for line in axes.lines for rate in line.get_xdata()})
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks], rotation=45)
     axes.set_xlabel("learning rate")
