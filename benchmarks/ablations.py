@@ -184,6 +184,7 @@ def result(recipe: Recipe, runs: common.Runs) -> dict[str, Any]:
     return {
         "recipe": dataclasses.asdict(recipe) | settings,
         "base": str(usual),
+        "grid": GRID,
         "studies": tables,
         "figure_5": claims(tables[GRID]),
         "seconds_a_step": runs.found.get(key(recipe, TIMING)),
@@ -215,7 +216,7 @@ def parse() -> tuple[Recipe, argparse.Namespace]:
         "--minutes", type=float, default=math.inf, help="start no later"
     )
     parser.add_argument("--list", action="store_true", help="what there is to run")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--width", type=int, default=128, help="of the model")
     arguments = parser.parse_args()

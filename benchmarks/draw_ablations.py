@@ -13,14 +13,12 @@ from matplotlib.axes import Axes
 import pictures
 from pictures import BLUE, GREY, ORANGE
 
-GRID = "rank and gap"
-
 
 def draw(found: dict[str, Any]) -> None:
     picture = pictures.figure(11, 6.4)
     left, right = picture.subplots(1, 2, width_ratios=(1, 1.1))
-    _grid(pictures.plain(left), found["studies"][GRID])
-    others = {k: rows for k, rows in found["studies"].items() if k != GRID}
+    _grid(pictures.plain(left), found["studies"][found["grid"]])
+    others = {k: rows for k, rows in found["studies"].items() if k != found["grid"]}
     _dots(pictures.plain(right), others)
     pictures.save(picture, "ablations", caption(found))
 
@@ -120,7 +118,7 @@ def _beyond(found: dict[str, Any]) -> str:
         f"{study} {row['name']} ({row['less_base']['mean']:+.4f})"
         for study, rows in found["studies"].items()
         for row in rows
-        if study != GRID and row["less_base"]["beyond_seeds"]
+        if study != found["grid"] and row["less_base"]["beyond_seeds"]
     ]
     return f"Here: {', '.join(names)}." if names else "Here none does."
 

@@ -112,7 +112,8 @@ def test_a_setting_is_named_with_what_it_changes() -> None:
     less = {"mean": 0.01, "low": -0.005, "high": 0.025, "beyond_seeds": False}
     row = {"name": "svd", "mean": 4.5, "less_base": less}
     studies = {"rank and gap": [row], "subspace": [row, row]}
-    found = training_tables.ablations(lambda name: {"studies": studies})
+    result = {"studies": studies, "grid": "rank and gap"}
+    found = training_tables.ablations(lambda name: result)
     assert found.splitlines()[2:] == [
         "| subspace: svd | 4.5000 | +0.0100 | -0.0050 to +0.0250 | no |"
     ]
