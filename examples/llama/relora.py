@@ -3,10 +3,14 @@
 
     W <- W + (alpha / r) · B A,  A drawn anew,  B <- 0,  moments of A and B pruned
 
-Pruned as in the authors' recipe and their published 1B configuration: the tenth of a
-moment's entries that is largest stays (their paper writes of a hundredth), everything
-else becomes zero; Adam's step count goes on. After each restart the learning rate rises
-from zero back to the schedule. No full-rank warm-up, as in GaLore's Table 2.
+As in the authors' recipe and their published 1B configuration the tenth of a first
+moment's entries that is largest stays (their paper writes of a hundredth), the rest
+becomes zero; Adam's step count goes on. After each restart the learning rate rises from
+zero back to the schedule. No full-rank warm-up, as in GaLore's Table 2.
+
+Here a second moment keeps the entries that the first one keeps. The authors' code lets
+it keep its own largest: where those differ a first moment stays beside a second one of
+zero, and as A has no gradient while B is zero, the next steps divide it by eps alone.
 
 Lialin et al. 2023, "ReLoRA: High-Rank Training Through Low-Rank Updates".
 """
@@ -51,15 +55,30 @@ def restart(
 
 
 def _prune_moments(opt_state: Any) -> Any:
-    def pruned(path: Any, leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return prune(leaf) if name.endswith(("/a", "/b")) else leaf
+    def pruned(part: Any) -> Any:
+        return prune(part) if _is_adam(part) else part
 
-    return jax.tree_util.tree_map_with_path(pruned, opt_state)
+    return jax.tree.map(pruned, opt_state, is_leaf=_is_adam)
 
 
-def prune(moment: jax.Array) -> jax.Array:
-    """Zeros for the smallest entries of every matrix in `moment` (..., m, n)."""
-    size = jnp.abs(moment).astype(jnp.float32)
-    least = jnp.quantile(size, PRUNED, axis=(-2, -1), keepdims=True)
-    return jnp.where(size > least, moment, 0)
+def _is_adam(part: Any) -> bool:
+    return isinstance(part, optax.ScaleByAdamState)
+
+
+def prune(adam: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
+    """Zeros for the moments of A and B where the first is not among its largest."""
+    kept = jax.tree_util.tree_map_with_path(_kept, adam.mu)
+
+    def keep(moments: Any) -> Any:
+        return jax.tree.map(lambda yes, x: jnp.where(yes, x, 0), kept, moments)
+
+    return adam._replace(mu=keep(adam.mu), nu=keep(adam.nu))
+
+
+def _kept(path: Any, moment: jax.Array) -> jax.Array:
+    """Which entries stay: the largest of every matrix of an adapter, all of others."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if not name.endswith(("/a", "/b")):
+        return jnp.ones_like(moment, bool)
+    size = jnp.abs(moment).astype(jnp.float32)  # (..., m, n)
+    return size > jnp.quantile(size, PRUNED, axis=(-2, -1), keepdims=True)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.examples.helpers import LLAMA, assert_same_bits, stop_after, tiny
@@ -220,7 +221,29 @@ def test_a_restart_prunes_the_moments_of_adapters(
             kept = two != 0
             assert kept.sum() == np.ceil((1 - relora.PRUNED) * (one.size - 1)), name
             np.testing.assert_array_equal(two[kept], one[kept])
-            assert np.abs(one[kept]).min() > np.abs(one[~kept]).max()
+            if "/mu/" in name:
+                assert np.abs(one[kept]).min() > np.abs(one[~kept]).max()
+                second = new[name.replace("/mu/", "/nu/")]
+                np.testing.assert_array_equal(new[name] != 0, second != 0)
+
+
+def test_a_restart_leaves_no_moment_to_be_divided_by_eps(restarted: State) -> None:
+    """The next updates of A, which has no gradient while B is zero, are small.
+
+    By Cauchy and Schwarz |m| = (1 - b1) |Σ b1^i g_i| is at most
+    (1 - b1) √(Σ (b1² / b2)^i) √(Σ b2^i g_i²), the last root being √(v / (1 - b2)).
+    """
+    leaves = jax.tree.leaves(restarted.opt_state, is_leaf=relora._is_adam)
+    (adam,) = filter(relora._is_adam, leaves)
+    no_gradient = jax.tree.map(jnp.zeros_like, adam.mu)
+    updates, _ = optax.scale_by_adam().update(no_gradient, adam)
+    b1, b2, steps = 0.9, 0.999, int(adam.count)
+    m_over_v = (1 - b1) * sum((b1**2 / b2) ** i for i in range(steps)) ** 0.5
+    m_over_v /= (1 - b2) ** 0.5
+    decayed = (b1 / (1 - b1 ** (steps + 1))) / (b2 / (1 - b2 ** (steps + 1))) ** 0.5
+    for name, update in named(updates).items():
+        if name.endswith(("/a", "/b")):
+            assert float(jnp.abs(update).max()) <= decayed * m_over_v * 1.0001, name
 
 
 @pytest.mark.slow
