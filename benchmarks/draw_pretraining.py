@@ -8,7 +8,6 @@ import argparse
 import math
 from typing import Any
 
-import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
@@ -18,12 +17,14 @@ import pictures
 def draw(record: dict[str, Any], model: str) -> None:
     found = record["result"]
     rows = found["rows"]
-    picture = pictures.figure(11, 5.2)
+    picture = pictures.figure(12, 5.2)
     left, right = picture.subplots(1, 2)
     tints = colormaps["tab10"](range(len(rows)))
     colours = dict(zip(rows, tints, strict=True))
     _cost(pictures.plain(left), rows, colours)
     _rates(pictures.plain(right), rows, colours)
+    lines, names = right.get_legend_handles_labels()
+    picture.legend(lines, names, loc="outside right center", frameon=False, fontsize=8)
     pictures.save(picture, f"pretraining_{model}", caption(record))
 
 
@@ -32,11 +33,6 @@ def _cost(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
     for name, row in rows.items():
         memory, values = row["bf16_bytes"]["total"] / 1e6, row["perplexities"]
         axes.plot([memory] * len(values), values, "o-", color=colours[name], ms=4)
-        place = memory, float(np.mean(values))
-        axes.annotate(
-            name, place, (6, 0), textcoords="offset points", fontsize=8, va="center"
-        )
-    axes.margins(x=0.25)
     axes.set_xlabel("weights and optimizer state, two bytes an entry (MB)")
     axes.set_ylabel("validation perplexity")
     axes.set_title("At the best learning rate: dots are seeds", fontsize=10)
@@ -56,7 +52,6 @@ def _rates(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks], rotation=45)
     axes.set_xlabel("learning rate")
     axes.set_title("How it was tuned: one seed", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
 
 
 def caption(record: dict[str, Any]) -> str:

@@ -44,16 +44,17 @@ class _Companded:
         largest = jnp.max(jnp.abs(blocks), axis=axis + 1, keepdims=True)
         scales = round_up(largest)
         unit = blocks / jnp.where(scales > 0, scales.astype(jnp.float32), 1)
+        root = jnp.sqrt(jnp.abs(unit) if signed else jnp.maximum(unit, 0))
         if signed:
-            codes = jnp.round(127 * (2 * unit / (1 + jnp.abs(unit)))).astype(jnp.int8)
+            codes = jnp.round(127 * jnp.sign(unit) * root).astype(jnp.int8)
         else:
-            codes = jnp.round(255 * jnp.sqrt(jnp.maximum(unit, 0))).astype(jnp.uint8)
+            codes = jnp.round(255 * jnp.sqrt(root)).astype(jnp.uint8)
         return Quantized(codes.reshape(x.shape), jnp.squeeze(scales, axis + 1))
 
     def decode(self, coded: Quantized, signed: bool) -> jax.Array:
         blocks, axis = self._blocks(coded.codes)
         z = blocks.astype(jnp.float32) / (127 if signed else 255)
-        unit = z / (2 - jnp.abs(z)) if signed else z * z
+        unit = z * jnp.abs(z) if signed else (z * z) ** 2
         scales = jnp.expand_dims(coded.scales, axis + 1).astype(jnp.float32)
         return (unit * scales).reshape(coded.codes.shape)
 
@@ -78,12 +79,14 @@ def _largest_divisor(length: int) -> int:
 def companded(*, block: int | None = None, min_size: int = 4096) -> Code:
     """Element-wise arithmetic, which XLA fuses into the optimizer's own.
 
-    .. math:: q = \\mathrm{round}(127\\, 2u / (1 + |u|)) \\text{ or }
-        \\mathrm{round}(255 \\sqrt{u}), \\qquad u = x / s
+    .. math:: q = \\mathrm{round}(127\\, \\mathrm{sign}(u) \\sqrt{|u|}) \\text{ or }
+        \\mathrm{round}(255\\, u^{1/4}), \\qquad u = x / s
 
     for signed and unsigned arrays, `s` the largest entry of a block in bf16. Finer near
-    zero than a linear code. Blocks run along the longest axis, so that `scales` has the
-    axes of the array and can be sharded like it.
+    zero than a linear code: what divides, the root of a second moment, reaches as far
+    down as a first moment does, so that none is divided by a root that became zero.
+    Blocks run along the longest axis, so that `scales` has the axes of the array and
+    can be sharded like it.
 
     Args:
       block: entries that share a scale; by default the largest divisor, up to 64, of
@@ -102,6 +105,7 @@ def companded(*, block: int | None = None, min_size: int = 4096) -> Code:
       >>> code = galore_optax.codes.companded(block=32)
       >>> tx = galore_optax.quantized(optax.adam(1e-3), code=code)
 
-    Source: FlashOptim, arXiv 2602.23349, whose groups are of 32.
+    Source: FlashOptim, arXiv 2602.23349, compands in groups of 32, its second moments
+    by a square root: in blocks of rare and frequent tokens those become zero.
     """
     return _Companded(block, min_size)
