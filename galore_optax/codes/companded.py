@@ -48,7 +48,8 @@ class _Companded:
         if signed:
             codes = jnp.round(127 * jnp.sign(unit) * root).astype(jnp.int8)
         else:
-            codes = jnp.round(255 * jnp.sqrt(root)).astype(jnp.uint8)
+            levels = jnp.round(255 * jnp.sqrt(root))
+            codes = jnp.maximum(levels, root > 0).astype(jnp.uint8)
         return Quantized(codes.reshape(x.shape), jnp.squeeze(scales, axis + 1))
 
     def decode(self, coded: Quantized, signed: bool) -> jax.Array:
@@ -82,11 +83,10 @@ def companded(*, block: int | None = None, min_size: int = 4096) -> Code:
     .. math:: q = \\mathrm{round}(127\\, \\mathrm{sign}(u) \\sqrt{|u|}) \\text{ or }
         \\mathrm{round}(255\\, u^{1/4}), \\qquad u = x / s
 
-    for signed and unsigned arrays, `s` the largest entry of a block in bf16. Finer near
-    zero than a linear code: what divides, the root of a second moment, reaches as far
-    down as a first moment does, so that none is divided by a root that became zero.
-    Blocks run along the longest axis, so that `scales` has the axes of the array and
-    can be sharded like it.
+    for signed and unsigned arrays, `s` the largest entry of a block in bf16, and no
+    `q = 0` for an unsigned `u > 0`: no first moment is divided by a second one that
+    became zero. Finer near zero than a linear code. Blocks run along the longest axis,
+    so that `scales` has the axes of the array and can be sharded like it.
 
     Args:
       block: entries that share a scale; by default the largest divisor, up to 64, of
