@@ -149,8 +149,8 @@ def test_companded_error(what: Any, block: int | None) -> None:
 def test_no_moment_is_divided_by_one_that_became_zero(share: int) -> None:
     """Entries r of their block's largest √v, in blocks whose own m is 1 / share of √v.
 
-    Rounded up m grows fourfold at most, from half a level. √v falls by (2 / 3)² at most,
-    from just below one and a half, and never to zero.
+    Rounded up m grows fourfold at most, from half a level. √v falls by (2 / 3)² at
+    most, from just below one and a half, and never to zero.
     """
     r = np.logspace(-10, 0, 1024, dtype=np.float32).reshape(16, 64)
     r[:, 0] = 1  # one in each block
