@@ -18,7 +18,8 @@ Then all seeds, that of the tuning among them, at the best rate and ratio.
 LoRA and ReLoRA have alpha 32 as in the paper, no dropout, and no full-rank warm-up;
 ReLoRA has ten cycles, its rate rising over a tenth of each. Adafactor is that of
 GaLore's script, without parameter scale, and with a first moment, decay 0.9, as the
-paper says.
+paper says. The last row is a control, AdamW for embeddings, head and norms alone: what
+it loses is all that training the layers' matrices can gain.
 
 Two methods are told apart where Welch's 95 % interval of the difference of their mean
 final losses excludes zero; elsewhere no order is claimed. Memory is counted as in the

@@ -50,7 +50,7 @@ DEFAULT = (1500, 8, 128, None, 50, "float32")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the table: settings, and where its grids begin, by ratio."""
+    """A row of the table: settings, and where its grids begin, by ratio; no others."""
 
     settings: dict[str, Any]
     first: dict[float, int]  # least exponent at first
@@ -109,6 +109,10 @@ METHODS = {
     "LoRA": Method({"optimizer": "adamw", "adapter": "lora"}, LOW),
     "ReLoRA": Method({"optimizer": "adamw", "adapter": "relora"}, LOW),
     "Low-rank W = BA": Method({"optimizer": "adamw", "adapter": "factors"}, LOW),
+    "Matrices not trained": Method(
+        {"optimizer": "adamw", "matrix_rate": 0.0},
+        {0.25: -2},  # no other ratio: its matrices have no rate
+    ),
 }
 
 
@@ -169,6 +173,7 @@ class Record:
                 )
             ]
             for ratio in self.ratios
+            if ratio in METHODS[method].first
         ]
         turns = itertools.zip_longest(*rows)
         grid = [point for turn in turns for point in turn if point]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers by name, and the leaves that they treat in their own way."""
 
+import operator
 from typing import Any
 
 import jax
@@ -29,3 +30,13 @@ def matrices_of_layers(tree: Any) -> Any:
         return name.startswith(stacks) and name.endswith(("/kernel", "/a", "/b"))
 
     return jax.tree_util.tree_map_with_path(is_matrix, tree)
+
+
+def fix_matrices(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` for all but the matrices of layers, which do not change."""
+
+    def others(tree: Any) -> Any:
+        return jax.tree.map(operator.not_, matrices_of_layers(tree))
+
+    fixed = optax.masked(optax.set_to_zero(), matrices_of_layers)
+    return optax.chain(optax.masked(tx, others), fixed)

@@ -53,7 +53,7 @@ class Settings:
     """At its peak."""
     matrix_rate: float = 1.0
     """Learning rate of the layers' matrices, relative to that of the rest; with an
-    adapter that of its two factors."""
+    adapter that of its two factors. At 0 they stay as they are and have no state."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises."""
     final_rate: float = 0.1
@@ -231,7 +231,9 @@ class Settings:
         clips = self.clip and not self.layerwise
         parts = [optax.clip_by_global_norm(self.clip)] if clips else []
         parts.append(tx)
-        if self.matrix_rate != 1:
+        if self.matrix_rate == 0:
+            parts = [optimizers.fix_matrices(optax.chain(*parts))]
+        elif self.matrix_rate != 1:
             scaled = optax.scale(self.matrix_rate)
             parts.append(optax.masked(scaled, optimizers.matrices_of_layers))
         if not self.adapter:

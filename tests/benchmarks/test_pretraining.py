@@ -2,6 +2,7 @@
 """Which runs the benchmark of pre-training makes, and what it concludes from them."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -29,7 +30,7 @@ BUDGET = pretraining_plan.Budget(
     dtype="float32",
 )
 # Exponents at which the made-up losses are least: inside, below and above the grids.
-LEAST = {name: best for name, best in zip(METHODS, (-3, -8, 2) * 3, strict=True)}
+LEAST = dict(zip(METHODS, itertools.cycle((-3, -8, 2)), strict=False))
 
 
 def test_a_grid_grows_until_its_best_is_inside() -> None:
@@ -109,7 +110,7 @@ def test_every_method_is_tuned_and_then_repeated(record: Record) -> None:
     for name, least in LEAST.items():
         assert record.best(name) == Point(name, 0.25, least)
         assert [p.seed for p in record.at_best(name) if record.found(p)] == [0, 1, 2]
-        for ratio in RATIOS:
+        for ratio in METHODS[name].first:
             row = record.row(name, ratio)
             assert {least - 1, least, least + 1} <= row.keys()
             assert set(METHODS[name].start(ratio)) <= row.keys()
@@ -143,7 +144,7 @@ def test_other_budgets_are_other_runs(record: Record) -> None:
 
 def test_missing_names_what_is_not_there(record: Record) -> None:
     everything = record.missing()
-    starts = len(METHODS) * len(RATIOS) * 3
+    starts = sum(3 * len(method.first) for method in METHODS.values())
     assert len(everything) == starts + 1
     assert "what grids then want" in everything[-1]
     made = fill(record, 1)
@@ -197,7 +198,7 @@ def test_every_method_is_a_run_that_the_example_takes(name: str) -> None:
             assert {f"rank={rank}", "scale=0.25"} <= set(run.options)
             assert run.matrix_rate == 1
         else:
-            assert run.matrix_rate == 0.25
+            assert run.matrix_rate == (0.25 if "not trained" not in name else 0)
         if run.adapter:
             assert (run.adapter_rank, run.adapter_alpha) == (rank, 32)
 

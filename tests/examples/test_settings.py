@@ -110,3 +110,20 @@ def test_matrix_rate_scales_matrices_alone() -> None:
     (a, _), (b, _) = (tx.update(params, tx.init(params), params) for tx in (one, half))
     assert jnp.allclose(0.5 * a["layers"]["q"]["kernel"], b["layers"]["q"]["kernel"])
     assert jnp.allclose(a["norm"], b["norm"])
+
+
+def test_at_matrix_rate_0_matrices_stay_and_have_no_state() -> None:
+    params = {"layers": {"q": {"kernel": jnp.ones((2, 4, 4))}}, "norm": jnp.ones(5)}
+    usual, fixed = (
+        Settings(optimizer="adamw", options=(), clip=1.0, warmup=0.0, matrix_rate=rate)
+        for rate in (1.0, 0.0)
+    )
+    tx = fixed.transformation()
+    updates, state = tx.update(params, tx.init(params), params)
+    assert not updates["layers"]["q"]["kernel"].any()
+    assert {x.shape for x in jax.tree.leaves(state)} == {(), (5,)}
+
+    norm = {"norm": params["norm"]}  # alone: clipping sees nothing of the fixed ones
+    alone = usual.transformation()
+    expected, _ = alone.update(norm, alone.init(norm), norm)
+    assert jnp.array_equal(updates["norm"], expected["norm"])
