@@ -9,10 +9,11 @@ methods but one are here; without, which is the paper's baseline; and in eight b
 Tuning, the same for all, with seed 0:
 - the learning rate on 0.01 · 2^k, three values at first; a row whose best is at
   its edge grows on that side until the best is inside;
-- each such row twice, the layers' matrices at a quarter of the rate of embeddings, head
-  and norms, and at the same rate. GaLore's published scale of 0.25 is the former: for
-  GaLore the ratio is its `scale`, for the others the example's `matrix_rate`. Without
-  this AdamW comes out far worse on these models, for a reason that is not low rank.
+- each such row twice, with two ratios of the rate of the layers' matrices to that of
+  embeddings, head and norms: a quarter, which is GaLore's published scale, and a
+  sixteenth in small models, one in large ones. For GaLore the ratio is its `scale`, for
+  the others the example's `matrix_rate`. With a single ratio the order of methods would
+  be that of how well it suits each: what trains less of a matrix bears a larger rate.
 Then all seeds, that of the tuning among them, at the best rate and ratio.
 
 LoRA and ReLoRA have alpha 32 as in the paper, no dropout, and no full-rank warm-up;
@@ -54,7 +55,7 @@ import jax.numpy as jnp
 import common
 import pretraining_speed
 import tuning
-from pretraining_plan import DEFAULT, METHODS, RATIOS, SIZES, Budget, Point, Record
+from pretraining_plan import DEFAULT, METHODS, SIZES, Budget, Point, Record
 
 import adapters
 import metrics
@@ -193,9 +194,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument(
-        "--ratios", nargs="+", type=float, choices=RATIOS, default=RATIOS
-    )
+    parser.add_argument("--ratios", nargs="+", type=float, help="some of the size's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--eval-batches", type=int, default=64)
     parser.add_argument("--minutes", type=float, help="start no run after so many")
@@ -207,7 +206,8 @@ def parse() -> argparse.Namespace:
 
 def budget_of(arguments: argparse.Namespace) -> Budget:
     """The size's budget, with what the command line says instead."""
-    steps, batch, tokens, rank, gap, dtype = SIZES.get(arguments.model, DEFAULT)
+    size = SIZES.get(arguments.model, DEFAULT)
+    steps, batch, tokens, rank, gap, dtype, ratios = size
     return Budget(
         model=arguments.model,
         corpus=arguments.corpus,
@@ -218,7 +218,17 @@ def budget_of(arguments: argparse.Namespace) -> Budget:
         rank=rank or common.width(arguments.model) // 4,
         gap=gap,
         dtype=dtype,
+        ratios=ratios,
     )
+
+
+def ratios_of(arguments: argparse.Namespace, budget: Budget) -> tuple[float, ...]:
+    """Those that are run now."""
+    for ratio in arguments.ratios or ():
+        if ratio not in budget.ratios:
+            known = ", ".join(f"{x:g}" for x in budget.ratios)
+            raise SystemExit(f"--ratios {ratio:g}: model {budget.model} has {known}.")
+    return tuple(arguments.ratios or budget.ratios)
 
 
 def show_list(record: Record, methods: Iterable[str]) -> None:
@@ -245,7 +255,7 @@ def main() -> None:
         result = {"budget": dataclasses.asdict(budget), "methods": found}
         common.write(f"pretraining_speed_{budget.model}", result, missing=skipped)
         return
-    record = Record(budget, arguments.ratios, arguments.seeds)
+    record = Record(budget, ratios_of(arguments, budget), arguments.seeds)
     if arguments.list:
         show_list(record, arguments.methods)
         return

@@ -11,7 +11,6 @@ import tuning
 
 from settings import Settings
 
-RATIOS = (0.25, 1.0)  # the matrices' learning rate over that of the rest
 CURVE = 6  # evaluations a run
 
 
@@ -28,6 +27,7 @@ class Budget:
     rank: int
     gap: int  # GaLore's, steps
     dtype: str
+    ratios: tuple[float, ...]  # the matrices' learning rate over that of the rest
 
     @property
     def cycle(self) -> int:
@@ -39,13 +39,14 @@ class Budget:
         return f"{shape}, {self.eval_batches} held out"
 
 
-# steps, batch, tokens, rank, gap, dtype. 60m and 130m: one pass over `core`.
+# steps, batch, tokens, rank, gap, dtype, ratios. 60m and 130m: one pass over `core`.
+SMALL, LARGE = (1 / 16, 1 / 4), (1 / 4, 1.0)
 SIZES = {
-    "1m": (750, 8, 128, 32, 50, "float32"),
-    "60m": (900, 64, 256, 128, 200, "bfloat16"),
-    "130m": (900, 64, 256, 256, 200, "bfloat16"),
+    "1m": (750, 8, 128, 32, 50, "float32", SMALL),
+    "60m": (900, 64, 256, 128, 200, "bfloat16", LARGE),
+    "130m": (900, 64, 256, 256, 200, "bfloat16", LARGE),
 }
-DEFAULT = (1500, 8, 128, None, 50, "float32")
+DEFAULT = (1500, 8, 128, None, 50, "float32", SMALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +94,8 @@ class Method:
         )
 
 
-FULL = {0.25: -2, 1.0: -3}  # 0.0025 to 0.01, and half of that
-LOW = {0.25: -2, 1.0: -2}  # 0.0025 to 0.01
+FULL = {1 / 16: 0, 1 / 4: -2, 1.0: -3}  # from 0.01, 0.0025 and half of that
+LOW = {1 / 16: 0, 1 / 4: -2, 1.0: -2}
 METHODS = {
     "AdamW": Method({"optimizer": "adamw"}, FULL),
     "AdamW, no clipping": Method({"optimizer": "adamw", "clip": 0.0}, FULL),
@@ -111,7 +112,7 @@ METHODS = {
     "Low-rank W = BA": Method({"optimizer": "adamw", "adapter": "factors"}, LOW),
     "Matrices not trained": Method(
         {"optimizer": "adamw", "matrix_rate": 0.0},
-        {0.25: -2},  # no other ratio: its matrices have no rate
+        {1 / 4: -2},  # no other ratio: its matrices have no rate
     ),
 }
 
@@ -198,7 +199,9 @@ class Record:
 
     def missing(self) -> list[str]:
         found = [str(point) for name in METHODS for point in self.wanted(name)]
-        found += [f"matrices at {x:g}" for x in RATIOS if x not in self.ratios]
+        found += [
+            f"matrices at {x:g}" for x in self.budget.ratios if x not in self.ratios
+        ]
         more = "and what grids then want at their edges, and all seeds at the best"
         return found if all(map(self.is_tuned, METHODS)) else [*found, more]
 
