@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the default subspace method train as well as the exact one?
 
-First the learning rate of each optimizer on a grid, one seed; then, at the chosen
-rates, AdamW and GaLore with the default method and with exact SVD over seeds. Every
-run is stored as soon as it ends, so an interrupted benchmark goes on where it stopped.
+First the learning rate of each optimizer on a grid that grows at its edges, one seed,
+and for AdamW that of its matrices too: a quarter of the rate, which is GaLore's scale,
+or a sixteenth. Then, at the best of them, AdamW and GaLore with the default method and
+with exact SVD over seeds. Every run is stored as soon as it ends, so an interrupted
+benchmark goes on where it stopped.
 
     python benchmarks/demo_seeds.py [--seeds 3]
 """
@@ -17,20 +19,19 @@ from typing import Any
 import numpy as np
 
 import common
+import tuning
 
 import demo
 import metrics
 from settings import Settings
 from train import Trainer
 
-GRID = {
-    "AdamW": (demo.ADAMW, (1.25e-3, 2.5e-3, 5e-3)),
-    "AdamW at one rate": (
-        dataclasses.replace(demo.ADAMW, matrix_rate=1.0),
-        (5e-4, 1e-3, 2e-3),
-    ),
-    "GaLore": (demo.GALORE, (2.5e-3, 5e-3, 1e-2)),
+ADAMW = {
+    f"AdamW, matrices at {ratio:g}": dataclasses.replace(demo.ADAMW, matrix_rate=ratio)
+    for ratio in (1 / 4, 1 / 16)
 }
+SETTINGS = {**ADAMW, "GaLore": demo.GALORE}
+START = dict(zip(SETTINGS, (-3, -1, -2), strict=True))  # least k of rates 0.01 * 2^k
 
 
 def train(key: str, settings: Settings) -> dict[str, Any]:
@@ -61,22 +62,32 @@ class Losses:
         return self.runs.get(key, lambda: train(key, run))["loss"]
 
 
+def tuned(name: str, loss: Losses) -> dict[float, float]:
+    """Losses of seed 0 by learning rate."""
+    found: dict[int, float] = {}
+    while wanted := tuning.wanted(found, range(START[name], START[name] + 3)):
+        found |= {k: loss(name, SETTINGS[name], rate(k), 0) for k in wanted}
+    return {rate(k): found[k] for k in sorted(found)}
+
+
+def rate(exponent: int) -> float:
+    return 0.01 * 2.0**exponent
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=demo.ADAMW.steps)
     arguments = parser.parse_args()
     loss = Losses(arguments.steps)
-    best, grid = {}, {}
-    for name, (settings, rates) in GRID.items():
-        found = {rate: loss(name, settings, rate, 0) for rate in rates}
-        grid[name] = {f"{rate:g}": value for rate, value in found.items()}
-        best[name] = min(found, key=lambda rate: found[rate])
+    grid = {name: tuned(name, loss) for name in SETTINGS}
+    best = {name: min(found, key=found.__getitem__) for name, found in grid.items()}
+    adamw = min(ADAMW, key=lambda name: grid[name][best[name]])
     svd = dataclasses.replace(
         demo.GALORE, options=(*demo.GALORE.options, "subspace=svd")
     )
     rows = {
-        "AdamW": ("AdamW", demo.ADAMW, best["AdamW"]),
+        "AdamW": (adamw, ADAMW[adamw], best[adamw]),
         "GaLore, default": ("GaLore", demo.GALORE, best["GaLore"]),
         "GaLore, svd": ("GaLore svd", svd, best["GaLore"]),
     }
@@ -91,8 +102,12 @@ def main() -> None:
         {
             "steps": arguments.steps,
             "learning_rates": best,
+            "matrix_rate_of_adamw": ADAMW[adamw].matrix_rate,
             "final_validation_loss": losses,
-            "grid": grid,
+            "grid": {
+                name: {f"{rate:g}": value for rate, value in found.items()}
+                for name, found in grid.items()
+            },
         },
     )
 
