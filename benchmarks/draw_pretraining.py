@@ -16,7 +16,9 @@ import pictures
 
 def draw(record: dict[str, Any], model: str) -> None:
     found = record["result"]
-    rows = found["rows"]
+    rows = {
+        name: row for name, row in found["rows"].items() if name != found["control"]
+    }
     picture = pictures.figure(12, 5.2)
     left, right = picture.subplots(1, 2)
     tints = colormaps["tab10"](range(len(rows)))

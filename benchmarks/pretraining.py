@@ -55,7 +55,7 @@ import jax.numpy as jnp
 import common
 import pretraining_speed
 import tuning
-from pretraining_plan import DEFAULT, METHODS, SIZES, Budget, Point, Record
+from pretraining_plan import CONTROL, DEFAULT, METHODS, SIZES, Budget, Point, Record
 
 import adapters
 import metrics
@@ -266,7 +266,8 @@ def main() -> None:
     show(found)
     usual = SIZES.get(budget.model, DEFAULT)[0] == budget.steps
     name = f"pretraining_{budget.model}" + ("" if usual else f"_{budget.steps}")
-    result = {"budget": dataclasses.asdict(budget), "seeds": arguments.seeds, **found}
+    told = {"budget": dataclasses.asdict(budget), "seeds": arguments.seeds}
+    result = {**told, "control": CONTROL, **found}
     common.write(name, result, missing=record.missing())
 
 

@@ -96,6 +96,7 @@ class Method:
 
 FULL = {1 / 16: 0, 1 / 4: -2, 1.0: -3}  # from 0.01, 0.0025 and half of that
 LOW = {1 / 16: 0, 1 / 4: -2, 1.0: -2}
+CONTROL = "Matrices not trained"
 METHODS = {
     "AdamW": Method({"optimizer": "adamw"}, FULL),
     "AdamW, no clipping": Method({"optimizer": "adamw", "clip": 0.0}, FULL),
@@ -110,7 +111,7 @@ METHODS = {
     "LoRA": Method({"optimizer": "adamw", "adapter": "lora"}, LOW),
     "ReLoRA": Method({"optimizer": "adamw", "adapter": "relora"}, LOW),
     "Low-rank W = BA": Method({"optimizer": "adamw", "adapter": "factors"}, LOW),
-    "Matrices not trained": Method(
+    CONTROL: Method(
         {"optimizer": "adamw", "matrix_rate": 0.0},
         {1 / 4: -2},  # no other ratio: its matrices have no rate
     ),

@@ -41,7 +41,7 @@ def llama_9m(load: Load) -> str:
 
 def pretraining(load: Load) -> str:
     """In the form of the paper's Table 2, best first."""
-    speed = load("pretraining_speed_1m")["methods"]
+    result, speed = load("pretraining_1m"), load("pretraining_speed_1m")["methods"]
     rows = [
         (
             name,
@@ -49,9 +49,9 @@ def pretraining(load: Load) -> str:
             *(f"{row['bf16_bytes'][part] / 1e6:.2f}" for part in ("weights", "states")),
             f"{speed[name]['tokens_per_second']:,.0f}",
             f"{row['learning_rate']:g}",
-            f"{row['ratio']:g}",
+            f"{row['ratio']:g}" if name != result["control"] else "0",
         )
-        for name, row in load("pretraining_1m")["rows"].items()
+        for name, row in result["rows"].items()
     ]
     head = "", "perplexity", "weights, MB", "states, MB", "tokens/s"
     return table((*head, "learning rate", "of matrices"), rows)

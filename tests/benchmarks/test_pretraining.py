@@ -202,7 +202,7 @@ def test_every_method_is_a_run_that_the_example_takes(name: str) -> None:
             assert {f"rank={rank}", "scale=0.25"} <= set(run.options)
             assert run.matrix_rate == 1
         else:
-            assert run.matrix_rate == (0.25 if "not trained" not in name else 0)
+            assert run.matrix_rate == (0 if name == pretraining_plan.CONTROL else 0.25)
         if run.adapter:
             assert (run.adapter_rank, run.adapter_alpha) == (rank, 32)
 

@@ -86,7 +86,8 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
     assert found.splitlines()[2:] == [
         "| AdamW | 60.00 ± 14.14 |  | 25.00 |  | 1,234 | 5,678 |"
     ]
-    speed = {"methods": {"LoRA": {"tokens_per_second": 1234.5}}}
+    fast = {"tokens_per_second": 1234.5}
+    speed = {"methods": {"LoRA": fast, "fixed": fast}}
     row = {
         "perplexities": [10.0],
         "bf16_bytes": {"weights": 1e6, "states": 2.5e6},
@@ -96,14 +97,19 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
     results = {
         "pretraining_speed_1m": speed,
         "pretraining_1m": {
-            "rows": {"LoRA": row},
+            "control": "fixed",
+            "rows": {"LoRA": row, "fixed": row},
             "neighbours": [
                 {"pair": ["a", "b"], "separated": None, "reason": "one seed"}
             ],
         },
     }
     made = training_tables.pretraining(results.__getitem__)
-    assert made.endswith("| LoRA | 10.00 | 1.00 | 2.50 | 1,234 | 0.01 | 0.25 |")
+    numbers = "10.00 | 1.00 | 2.50 | 1,234 | 0.01"
+    assert made.splitlines()[2:] == [
+        f"| LoRA | {numbers} | 0.25 |",
+        f"| fixed | {numbers} | 0 |",
+    ]
     pairs = training_tables.pretraining_pairs(results.__getitem__)
     assert pairs.endswith("| a | b |  |  | one seed |")
 
