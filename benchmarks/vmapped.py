@@ -64,9 +64,11 @@ class Recipe:
     batch: int = demo.GALORE.batch
     tokens: int = demo.GALORE.tokens
     eval_batches: int = 32
+    learning_rate: float = 0.02
 
     def rate(self) -> optax.Schedule:
-        return dataclasses.replace(demo.GALORE, steps=self.steps).schedule()
+        told = {"steps": self.steps, "learning_rate": self.learning_rate}
+        return dataclasses.replace(demo.GALORE, **told).schedule()
 
 
 def program(recipe: Recipe, setting: Setting, gap: Any, seed: Any = 0) -> Program:
