@@ -90,8 +90,8 @@ def power(
     """Warm-started subspace iteration: `P ← qr(G (PᵀG)ᵀ)`, a few times.
 
     The default. Products and Cholesky factors only, where an SVD is serial; consecutive
-    gradients share most of their leading subspace, so few steps do. The first basis of
-    all starts from noise.
+    gradients share enough of their leading subspace that few steps do. The first basis
+    of all starts from noise.
 
     The products with G take most of the time. Their operands are rounded to bf16 and
     added up in f32: that moves the basis by less than one step would, and all else,

@@ -44,7 +44,7 @@ def test_a_missing_cuda_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(RuntimeError) as caught:
         memory.target("rtx4090").device()
     text = str(caught.value)
-    assert 'pip install "galore_optax[aot-cuda]"' in text
+    assert 'pip install ".[aot-cuda]"' in text
     assert "jax-cuda12-plugin==1.2.3 jax-cuda12-pjrt==1.2.3" in text
 
 
