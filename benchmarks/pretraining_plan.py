@@ -36,7 +36,8 @@ class Budget:
 
     def __str__(self) -> str:
         shape = f"{self.batch} x {self.tokens} of {self.corpus}"
-        return f"{shape}, {self.eval_batches} held out"
+        low = f"rank {self.rank}, gap {self.gap}, {self.dtype}"
+        return f"{shape}, {self.eval_batches} held out, {low}"
 
 
 # steps, batch, tokens, rank, gap, dtype, ratios. 60m and 130m: one pass over `core`.

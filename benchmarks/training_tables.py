@@ -45,7 +45,7 @@ def pretraining(load: Load) -> str:
     rows = [
         (
             name,
-            mean_and_deviation(row["perplexities"]),
+            mean_and_deviation(row["perplexities"]) + diverged(row),
             *(f"{row['bf16_bytes'][part] / 1e6:.2f}" for part in ("weights", "states")),
             f"{speed[name]['tokens_per_second']:,.0f}",
             f"{row['learning_rate']:g}",
@@ -55,6 +55,10 @@ def pretraining(load: Load) -> str:
     ]
     head = "", "perplexity", "weights, MB", "states, MB", "tokens/s"
     return table((*head, "learning rate", "of matrices"), rows)
+
+
+def diverged(row: dict[str, Any]) -> str:
+    return f" ({row['diverged']} diverged)" if row["diverged"] else ""
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

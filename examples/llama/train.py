@@ -7,7 +7,6 @@ last checkpoint when the same command is given again.
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -77,9 +76,15 @@ def evaluate(loss: Any, params: Any, batches: Iterable[Any]) -> dict[str, float]
     of_batches = sum(total / max(count, 1) for total, count in sums)
     return {
         "validation_loss": mean,
-        "perplexity": math.exp(mean),
-        "reference_perplexity": math.exp(of_batches / (len(sums) + 1)),
+        "perplexity": perplexity(mean),
+        "reference_perplexity": perplexity(of_batches / (len(sums) + 1)),
     }
+
+
+def perplexity(loss: float) -> float:
+    """exp; infinite where no float is so large: the run goes on, and shows it."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
 
 
 class Interval:

@@ -90,7 +90,7 @@ def made_up(point: Point) -> dict[str, Any]:
         "validation_loss": loss + 0.01 * point.seed,
         "learning_rate": point.rate,
         "curve": [[250, 5.0]],
-        **{name: 1 for name in ("parameters", "trained_parameters", "tokens")},
+        **{name: 1 for name in ("parameters", "tokens")},
         **{name: 1 for name in ("parameter_bytes", "state_bytes")},
         "bf16_bytes": {"total": 1},
     }
@@ -160,6 +160,23 @@ def test_missing_names_what_is_not_there(record: Record) -> None:
     more = Record(BUDGET, RATIOS, seeds=4).missing()
     assert len(more) == len(METHODS)
     assert all("seed 3" in line for line in more)
+
+
+def test_no_order_is_claimed_where_a_run_diverged(
+    record: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(record)
+    first = next(iter(METHODS))
+    for number, point in enumerate(record.at_best(first)):
+        record.found(point)["validation_loss"] = 2.0 + 0.01 * number
+    record.found(record.at_best(first)[2])["validation_loss"] = None
+    found = pretraining.table(record)
+    best, *_ = found["neighbours"]
+    assert best["pair"][0] == first
+    assert best["separated"] is None
+    assert "diverged" in best["reason"]
+    pretraining.show(found)
+    assert "(1 diverged)" in capsys.readouterr().out
 
 
 def test_the_table_ranks_only_what_seeds_separate(

@@ -90,6 +90,7 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
     speed = {"methods": {"LoRA": fast, "fixed": fast}}
     row = {
         "perplexities": [10.0],
+        "diverged": 0,
         "bf16_bytes": {"weights": 1e6, "states": 2.5e6},
         "learning_rate": 0.01,
         "ratio": 0.25,
@@ -98,7 +99,7 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
         "pretraining_speed_1m": speed,
         "pretraining_1m": {
             "control": "fixed",
-            "rows": {"LoRA": row, "fixed": row},
+            "rows": {"LoRA": row, "fixed": row | {"diverged": 1}},
             "neighbours": [
                 {"pair": ["a", "b"], "separated": None, "reason": "one seed"}
             ],
@@ -108,7 +109,7 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
     numbers = "10.00 | 1.00 | 2.50 | 1,234 | 0.01"
     assert made.splitlines()[2:] == [
         f"| LoRA | {numbers} | 0.25 |",
-        f"| fixed | {numbers} | 0 |",
+        f"| fixed | {numbers.replace(' |', ' (1 diverged) |', 1)} | 0 |",
     ]
     pairs = training_tables.pretraining_pairs(results.__getitem__)
     assert pairs.endswith("| a | b |  |  | one seed |")

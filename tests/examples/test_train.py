@@ -101,6 +101,11 @@ def test_the_loss_is_weighted_by_tokens(files: Path, tmp_path: Path) -> None:
     assert found["reference_perplexity"] == pytest.approx(math.exp(of_batches))
 
 
+def test_a_perplexity_too_large_for_a_float_ends_no_run() -> None:
+    assert train.perplexity(710.0) == math.inf
+    assert train.perplexity(math.log(3.0)) == pytest.approx(3.0)
+
+
 def test_every_part_of_a_batch_is_evaluated(files: Path, tmp_path: Path) -> None:
     with opened(tiny(files, tmp_path, accumulation=2)) as trainer:
         rows = [np.asarray(part) for part in trainer.held_out]
