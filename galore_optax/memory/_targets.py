@@ -133,8 +133,8 @@ def _no_cuda(target: Target, versions: list[str | None]) -> str:
     packages = f"jax-cuda12-plugin=={ours} jax-cuda12-pjrt=={ours}"
     return (
         f"compiling for {target.name} needs jax-cuda12-plugin and jax-cuda12-pjrt of"
-        f" jaxlib's version, {ours}; installed: {found}. In an environment of its own:"
-        ' pip install ".[aot-cuda]" in a clone, or, into this one: pip install'
+        f" jaxlib's version, {ours}; installed: {found}. In an environment of its own,"
+        ' in a clone: pip install ".[aot-cuda]"; or, into this one: pip install'
         f" --no-deps {packages} nvidia-cuda-nvcc-cu12"
     )
 
@@ -142,6 +142,6 @@ def _no_cuda(target: Target, versions: list[str | None]) -> str:
 def _no_tpu(target: Target) -> str:
     return (
         f"compiling for {target.name} needs libtpu, which is not installed. In an"
-        ' environment without CUDA plugins: pip install ".[aot-tpu]" in a clone, with'
+        ' environment without CUDA plugins, in a clone: pip install ".[aot-tpu]"'
         f' "jax[tpu]=={_version("jax")}"'
     )
