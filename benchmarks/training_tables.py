@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cells import Load, table
+from galore_optax._config import DEFAULT_SCALE
 
 
 def demo_seeds(load: Load) -> str:
@@ -28,6 +29,7 @@ def llama_9m(load: Load) -> str:
         (
             name,
             f"{run['learning_rate']:g}",
+            f"{run.get('matrix_rate', DEFAULT_SCALE):g}",
             f"{run['perplexity']:.1f}",
             f"{run['tokens_per_second']:,.0f}",
             f"{run['state_bytes']:,} bytes",
@@ -35,8 +37,8 @@ def llama_9m(load: Load) -> str:
         for key, name in names.items()
         for run in [load("llama_9m")["runs"][key]]
     ]
-    head = "learning rate", "validation perplexity", "tokens/s", "optimizer state"
-    return table(("", *head), rows)
+    head = "learning rate", "of matrices", "validation perplexity", "tokens/s"
+    return table(("", *head, "optimizer state"), rows)
 
 
 def pretraining(load: Load) -> str:
