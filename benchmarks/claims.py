@@ -1,34 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sentences of README and docs whose numbers come from `results/`, and how."""
 
-import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
 from typing import Any
 
-from cells import gb
+import training_claims
+from cells import Load, gb
+from claim import RESULTS, Claim
 from galore_optax import memory
 from tables import EIGHT_BIT_7B, compiler_row
 
-Load = Callable[[str], Any]  # the result on record under a name
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """`text` with its numbers, as computed from the results, in `path`."""
-
-    path: str
-    text: str  # a format string
-    numbers: Callable[[Load], Sequence[Any]]
-
-    def render(self, load: Load) -> str:
-        return self.text.format(*self.numbers(load))
-
-
 README, LLAMA, MEMORY = "README.md", "examples/llama/README.md", "docs/memory.md"
-RESULTS = "docs/results.md"
 
 
 def _steps_ratio(load: Load, column: str) -> list[float]:
@@ -135,6 +119,7 @@ def _totals_7b(load: Load) -> list[float]:
 ACCUMULATED = "1 x 256 tokens, 4 micro-batches, bfloat16, remat, layerwise"
 
 CLAIMS = [
+    *training_claims.CLAIMS,
     Claim(
         RESULTS,
         "A whole gap of 200 steps with its refresh costs galore-torch {:.1f} and {:.1f}"
@@ -258,6 +243,7 @@ CLAIMS = [
 
 # Versions, settings, figures of the paper and of packages, by the words around them.
 NOT_MEASURED = [
+    *training_claims.NOT_MEASURED,
     "Python 3.11 or later, jax 0.10 or later, optax 0.2.8 or later",
     "| scale | 0.25 in the recipes | 1.0 | 0.25 |",
     "Apache-2.0",
