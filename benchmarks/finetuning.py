@@ -4,8 +4,9 @@
 A learning rate for each method is searched on a ladder with one seed, on CoLA and RTE,
 by the loss on rows held out of the training set. All methods then run over seeds; what
 the last epoch leaves is measured on GLUE's development sets; SST-2 and film reviews are
-run once, at CoLA's rates. Each run is stored as soon as it ends, so an interrupted
-benchmark goes on where it stopped.
+run once, at CoLA's rates. As in the paper rank 8 has the rate of rank 4, at half the
+scale (16 / rank), and AdamW one rate for all. Each run is stored as soon as it ends, so
+an interrupted benchmark goes on where it stopped.
 
     python benchmarks/finetuning.py --glue-dir FOLDER [--tasks cola rte] [--minutes 60]
     python benchmarks/finetuning.py --list        what is on record, what would run next
