@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 import pictures
 from pictures import BLUE, GREY, ORANGE
 
+FAR = 0.1  # nats above the best
+
 
 def draw(found: dict[str, Any]) -> None:
     picture = pictures.figure(11, 6.4)
@@ -37,12 +39,25 @@ def _grid(axes: Axes, rows: list[dict[str, Any]]) -> None:
         for place, row in zip(places, mine, strict=True):
             seeds = np.full(len(row["losses"]), place)
             axes.plot(seeds, row["losses"], "o", color=colour, markersize=3.5)
+    _cut(axes, rows, [gaps.index(row["gap"]) for row in rows])
     labels = ["only\nat step 0" if gap == "never" else gap for gap in gaps]
     axes.set_xticks(range(len(gaps)), labels)
     axes.set_xlabel("steps between refreshes of the subspace")
     axes.set_ylabel("final validation loss (nats per token)")
     axes.set_title("Rank and gap: lines are means, dots seeds", fontsize=10)
     axes.legend(frameon=False, fontsize=9)
+
+
+def _cut(axes: Axes, rows: list[dict[str, Any]], places: list[int]) -> None:
+    """Ends the axis where the others end, and names what lies far above them."""
+    least = min(row["mean"] for row in rows)
+    seen = [row for row in rows if row["mean"] < least + FAR]
+    top = max(max(row["losses"]) for row in seen) + 0.01
+    for place, row in zip(places, rows, strict=True):
+        if row not in seen:
+            told = f"{row['mean']:.2f} ↑\nrank {row['rank']}"
+            axes.annotate(told, (place, top), ha="center", va="top", fontsize=8)
+    axes.set_ylim(min(min(row["losses"]) for row in rows) - 0.01, top)
 
 
 def _dots(axes: Axes, studies: dict[str, list[dict[str, Any]]]) -> None:
