@@ -13,6 +13,7 @@ benchmark goes on where it stopped.
 import argparse
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ class Losses:
         return self.runs.get(key, lambda: train(key, run))["loss"]
 
 
-def tuned(name: str, loss: Losses) -> dict[float, float]:
+Loss = Callable[[str, Settings, float, int], float]
+
+
+def tuned(name: str, loss: Loss) -> dict[float, float]:
     """Losses of seed 0 by learning rate."""
     found: dict[int, float] = {}
     while wanted := tuning.wanted(found, range(START[name], START[name] + 3)):
