@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from encoder import Inputs
 from tasks import Rows
 
-# XLA compiles a step for each.
-BUCKETS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
+# XLA compiles a step for each. Close together, since padding costs what tokens cost.
+BUCKETS = (8, 12, 16, 20, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
 POOL = 32  # batches whose rows are sorted by length
 NO_LABEL = -1  # of the rows that fill up a batch
 
