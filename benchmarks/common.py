@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every benchmark shares: where its result goes and what is noted beside it."""
 
+import contextlib
 import datetime
+import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +93,53 @@ class Runs:
     """Results of single runs by name, each kept in a file as soon as it ends.
 
     `results/<name>.runs.json` is committed like any result, so that a table can grow
-    over several sittings, each run beside the machine and the commit that it had.
+    over several sittings, each run beside the machine and the commit that it had, and
+    by several processes at once, each run being made by one of them.
     """
 
     def __init__(self, name: str):
         self.path = RESULTS / f"{name}.runs.json"
         self.found: dict[str, Any] = {}
-        if self.path.exists():
-            self.found = json.loads(self.path.read_text())
+        self._read()
 
     def get(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is on record under `key`, or else what `run()` gives now."""
+        """What is on record under `key`, or else what `run()` gives now.
+
+        Waits for a process that is making this run.
+        """
         if key not in self.found:
-            self.found[key] = run() | {"machine": machine()}
-            _replace(self.path, json.dumps(self.found, indent=1) + "\n")
+            with _lock(f"{self.path}: {key}"):
+                self._read()
+                if key not in self.found:
+                    self._add(key, run() | {"machine": machine()})
         return self.found[key]
+
+    def made_elsewhere(self, key: str) -> bool:
+        """Whether another process is making this run now."""
+        try:
+            with _lock(f"{self.path}: {key}", fcntl.LOCK_NB):
+                self._read()
+                return False
+        except BlockingIOError:
+            return True
+
+    def _read(self) -> None:
+        if self.path.exists():
+            self.found |= json.loads(self.path.read_text())
+
+    def _add(self, key: str, made: dict[str, Any]) -> None:
+        with _lock(str(self.path)):
+            self._read()
+            self.found[key] = made
+            _replace(self.path, json.dumps(self.found, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _lock(name: str, flags: int = 0) -> Iterator[None]:
+    """Held by one process at a time, until it ends at the latest."""
+    folder = Path(tempfile.gettempdir()) / "galore_optax_locks"
+    folder.mkdir(exist_ok=True)
+    path = folder / hashlib.sha256(name.encode()).hexdigest()
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | flags)
+        yield

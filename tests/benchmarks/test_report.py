@@ -160,6 +160,25 @@ def test_runs_are_kept_one_by_one(
     assert set(common.Runs("x").found) == {"a"}
 
 
+def test_processes_share_the_runs_of_a_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "machine", lambda: MACHINE)
+    one, two = common.Runs("x"), common.Runs("x")
+
+    def slow() -> dict[str, Any]:
+        assert two.made_elsewhere("a")
+        assert not two.made_elsewhere("b")
+        two.get("b", lambda: {"loss": 2})
+        return {"loss": 1}
+
+    one.get("a", slow)
+    assert not two.made_elsewhere("a")
+    assert two.get("a", lambda: pytest.fail("made twice"))["loss"] == 1
+    assert set(common.Runs("x").found) == {"a", "b"}
+
+
 MACHINE = {
     **{"cores": 2, "device": "cpu", "cpu": "c", "jax": "1", "optax": "2"},
     **{"date": "2026-01-01", "commit": "abc"},
