@@ -28,6 +28,7 @@ import data
 from model import Config
 
 GAPS = (10, 50, 200, NEVER)
+EVERY_STEP = 1
 SHARES = (16, 8, 4, 2)  # rank: the width divided by
 METHODS = ("power", "randomized", "eigh", "svd", "random")
 SIDES = ("std", "reverse_std", "left", "right", "full")
@@ -66,10 +67,17 @@ def studies(width: int) -> Studies:
             usual, optimizer="galore_adamw8bit", options=(("code", code),)
         )
 
+    def slower(rank: int) -> Setting:
+        return dataclasses.replace(usual, rank=rank, rate=0.5)
+
+    often = dataclasses.replace(usual, gap=EVERY_STEP)
+    ranks = {f"half, rank {rank}": slower(rank) for rank in (usual.rank, width // 2)}
     moments = vary("moment_dtype", ("float32", "bfloat16"))
     codes = {f"8 bits, {code}": coded(code) for code in ("companded", "dynamic")}
     return {
         GRID: grid(width),
+        "gap": {str(usual.gap): usual, str(EVERY_STEP): often},
+        "learning rate": {f"whole, rank {usual.rank}": usual, **ranks},
         "subspace": vary("subspace", METHODS),
         "proj_type": vary("proj_type", SIDES),
         "stagger": vary("stagger", (False, True)),
@@ -80,7 +88,9 @@ def studies(width: int) -> Studies:
 
 def unique(found: Studies) -> list[Setting]:
     """Every setting once; those that share a program come one after the other."""
-    return list(dict.fromkeys(s for study in found.values() for s in study.values()))
+    settings = dict.fromkeys(s for study in found.values() for s in study.values())
+    programs = list(dict.fromkeys(dataclasses.replace(s, gap=0) for s in settings))
+    return sorted(settings, key=lambda s: programs.index(dataclasses.replace(s, gap=0)))
 
 
 def key(recipe: Recipe, setting: Setting | str) -> str:

@@ -37,10 +37,12 @@ class Setting:
     gap: int = demo.GAP
     optimizer: str = "galore_adamw"
     options: tuple[tuple[str, Any], ...] = ()
+    rate: float = 1.0  # times the recipe's
 
     def __str__(self) -> str:
         gap = "never" if self.gap >= NEVER else self.gap
         options = [f"{name}={value}" for name, value in self.options]
+        options += [] if self.rate == 1 else [f"rate x {self.rate:g}"]
         name = [] if self.optimizer == "galore_adamw" else [self.optimizer]
         return ", ".join([*name, f"rank={self.rank}", f"gap={gap}", *options])
 
@@ -66,13 +68,13 @@ class Recipe:
     eval_batches: int = 32
     learning_rate: float = 0.02
 
-    def rate(self) -> optax.Schedule:
-        told = {"steps": self.steps, "learning_rate": self.learning_rate}
+    def rate(self, factor: float) -> optax.Schedule:
+        told = {"steps": self.steps, "learning_rate": factor * self.learning_rate}
         return dataclasses.replace(demo.GALORE, **told).schedule()
 
 
 def program(recipe: Recipe, setting: Setting, gap: Any, seed: Any = 0) -> Program:
-    tx = setting.transformation(recipe.rate(), gap, seed)
+    tx = setting.transformation(recipe.rate(setting.rate), gap, seed)
     return Program(recipe.config, Numerics(), tx, accumulation=1, mesh=None)
 
 

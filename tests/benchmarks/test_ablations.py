@@ -71,6 +71,8 @@ def test_planned_settings() -> None:
     sizes = {study: len(settings) for study, settings in found.items()}
     assert sizes == {
         ablations.GRID: 16,
+        "gap": 2,
+        "learning rate": 3,
         "subspace": 5,
         "proj_type": 5,
         "stagger": 2,
@@ -83,15 +85,15 @@ def test_planned_settings() -> None:
     for study in set(found) - {ablations.GRID}:
         assert next(iter(found[study].values())) == base
     planned = ablations.unique(found)
-    assert len(planned) == len(set(planned)) == 31
-    assert len({ablations.key(RECIPE, setting) for setting in planned}) == 31
+    assert len(planned) == len(set(planned)) == 34
+    assert len({ablations.key(RECIPE, setting) for setting in planned}) == 34
 
 
 def test_settings_of_one_program_are_run_one_after_the_other() -> None:
     planned = ablations.unique(ablations.studies(128))
     programs = [dataclasses.replace(setting, gap=1) for setting in planned]
     changes = sum(one != other for one, other in itertools.pairwise(programs))
-    assert changes + 1 == len(set(programs)) == 19
+    assert changes + 1 == len(set(programs)) == 21
 
 
 @pytest.mark.parametrize("study", list(ablations.studies(256))[1:])
@@ -103,8 +105,9 @@ def test_every_setting_has_a_state_of_its_own(study: str) -> None:
     for setting in ablations.studies(256)[study].values():
         tx = setting.transformation(rate, 10, 0)
         found.append(str(jax.eval_shape(tx.init, params)))
-    alike = {"subspace", "stagger"}  # these change how bases are found, and when
-    assert len(set(found)) == (1 if study in alike else len(found))
+    # These change how bases are found, when, or only how far steps go.
+    alike = {"subspace": 1, "stagger": 1, "gap": 1, "learning rate": 2}
+    assert len(set(found)) == alike.get(study, len(found))
 
 
 def row(rank: int, gap: Any, loss: float) -> dict[str, Any]:
@@ -248,18 +251,18 @@ def test_a_benchmark_that_was_stopped_goes_on(
     start(monkeypatch, "--minutes", "0")
     assert not benchmark
     assert not written()["complete"]
-    assert len(written()["missing"]) == 32
+    assert len(written()["missing"]) == 35
     assert not pictures.IMAGES.exists()
     start(monkeypatch)
-    assert len(benchmark) == 31
+    assert len(benchmark) == 34
     assert written()["complete"]
     assert (pictures.IMAGES / "ablations.png").exists()
     start(monkeypatch)
-    assert len(benchmark) == 31
+    assert len(benchmark) == 34
     start(monkeypatch, "--list")
-    assert capsys.readouterr().out.count("on record") == 32
+    assert capsys.readouterr().out.count("on record") == 35
     start(monkeypatch, "--list", "--steps", "7")
-    assert capsys.readouterr().out.count("to be run") == 32
+    assert capsys.readouterr().out.count("to be run") == 35
 
 
 def test_one_seed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
