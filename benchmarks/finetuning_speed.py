@@ -22,14 +22,20 @@ from finetune import Program, State
 from recipe import Recipe
 
 ROWS, TOKENS, ROUNDS, GAP = 16, 128, 15, 33
-NEVER = 10**6
-# GaLore's step without and with new projectors.
-METHODS = {
-    "AdamW": {"method": "full"},
-    "GaLore, rank 4": {"method": "galore", "update_proj_gap": NEVER},
-    "GaLore, rank 4, refresh": {"method": "galore", "update_proj_gap": 1},
-    "LoRA, rank 4": {"method": "lora"},
-}
+RANKS = (4, 8)
+NEVER, EACH_STEP = 10**6, 1
+REFRESH = ", refresh"  # ends the name of GaLore's step with new projectors
+
+
+def programs() -> dict[str, dict[str, Any]]:
+    """Options by name: the rows of the table, and GaLore's steps with a refresh."""
+    found: dict[str, dict[str, Any]] = {"AdamW": {"method": "full"}}
+    for rank in RANKS:
+        galore, name = {"method": "galore", "rank": rank}, f"GaLore, rank {rank}"
+        found[name] = galore | {"update_proj_gap": NEVER}
+        found[name + REFRESH] = galore | {"update_proj_gap": EACH_STEP}
+        found[f"LoRA, rank {rank}"] = {"method": "lora", "rank": rank}
+    return found
 
 
 class Steps:
@@ -37,7 +43,7 @@ class Steps:
 
     def __init__(self, config: Config, options: dict[str, Any], batch: Batch):
         model = Classifier(config, 2, nnx.Rngs(0))
-        self.program = Program(model, Recipe(rank=4, **options), steps=1000)
+        self.program = Program(model, Recipe(**options), steps=1000)
         self.batch, self.key = batch, jax.random.key(0)
         self.state: State = self.program.init()
         self.seconds: list[float] = []
@@ -65,23 +71,28 @@ def random_batch(config: Config, rows: int, tokens: int) -> Batch:
 def compare(
     config: Config, rows: int = ROWS, tokens: int = TOKENS, rounds: int = ROUNDS
 ) -> dict[str, Any]:
-    """Medians in seconds, and over AdamW's; GaLore's also with a refresh every GAP."""
+    """Median seconds of programs; of rows, with a refresh every GAP steps."""
     batch = random_batch(config, rows, tokens)
-    steps = {name: Steps(config, options, batch) for name, options in METHODS.items()}
+    steps = {
+        name: Steps(config, options, batch) for name, options in programs().items()
+    }
     for _ in range(rounds + 1):
         for one in steps.values():
             one.run()
     seconds = {name: one.median for name, one in steps.items()}
-    steady, refresh = seconds["GaLore, rank 4"], seconds["GaLore, rank 4, refresh"]
-    seconds["GaLore, rank 4, on average"] = steady + (refresh - steady) / GAP
-    over = {name: value / seconds["AdamW"] for name, value in seconds.items()}
-    return {"seconds": seconds, "over_adamw": over}
+    average = {
+        name: steady + (seconds.get(name + REFRESH, steady) - steady) / GAP
+        for name, steady in seconds.items()
+        if not name.endswith(REFRESH)
+    }
+    over = {name: value / average["AdamW"] for name, value in average.items()}
+    return {"seconds": seconds, "on_average": average, "over_adamw": over}
 
 
 def measure(model: str) -> None:
     """Compares the methods on an encoder, prints and writes the result."""
     result = compare(weights.fetch(model).config)
-    for name, value in result["seconds"].items():
+    for name, value in result["on_average"].items():
         print(f"{name:28} {value:8.3f} s   {result['over_adamw'][name]:.2f}")
     shape = {"model": model, "rows": ROWS, "tokens": TOKENS, "rounds": ROUNDS}
     common.write("finetuning_speed", shape | {"refresh_every": GAP} | result)

@@ -118,7 +118,22 @@ def refresh_7b(load: Load) -> str:
     return table((*head, "the sum"), rows)
 
 
+def step_memory(load: Load) -> str:
+    """What an optimizer step holds; gradients are in the total only."""
+    rows = [
+        (
+            f"{row['model'][:-1]}{row['model'][-1].upper()}, `{row['optimizer']}`",
+            "" if row["rank"] is None else str(row["rank"]),
+            *(f"{row[x] / 1e9:.3f}" for x in ("weights", "state", "temporaries")),
+            f"{row['total'] / 1e9:.3f}",
+        )
+        for row in load("step_memory")["rows"]
+    ]
+    head = "GB", "rank", "weights", "state", "temporaries", "total"
+    return table(head, rows)
+
+
 ALL = (
     *(optimizer_step, optimizer_step_ranks, floor, step_trace, against_torch),
-    *(training_step, refresh_7b),
+    *(training_step, refresh_7b, step_memory),
 )

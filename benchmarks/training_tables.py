@@ -7,6 +7,7 @@ from typing import Any
 
 from cells import Load, table
 from galore_optax._config import DEFAULT_SCALE
+from paired import difference
 
 
 def demo_seeds(load: Load) -> str:
@@ -112,7 +113,7 @@ TASKS = {
 
 def finetuning(load: Load) -> str:
     """In the form of the paper's Table 4, scores in hundredths."""
-    rows = []
+    rows, slower = [], load("finetuning_speed")["over_adamw"]
     for name, cells in load("finetuning")["rows"].items():
         some = next(iter(cells.values()))
         scores = (
@@ -121,8 +122,33 @@ def finetuning(load: Load) -> str:
             else ""
             for task in TASKS
         )
-        rows.append((name, *scores, f"{some['state_bytes']:,}", f"{some['trained']:,}"))
-    return table(("", *TASKS.values(), "bytes of state", "trained"), rows)
+        size = f"{some['state_bytes']:,}", f"{some['trained']:,}"
+        rows.append((name, *scores, *size, f"{slower[name]:.2f}"))
+    head = "bytes of state", "trained", "step / AdamW's"
+    return table(("", *TASKS.values(), *head), rows)
 
 
-ALL = demo_seeds, llama_9m, pretraining, pretraining_pairs, ablations, finetuning
+def finetuning_pairs(load: Load) -> str:
+    """Scores less AdamW's in hundredths, where there are seeds to pair."""
+    base, *others = load("finetuning")["rows"].items()
+    rows = [
+        (f"{name}, {TASKS[task]}", *_less_in_hundredths(cell, base[1][task]))
+        for task in TASKS
+        for name, cells in others
+        if (cell := cells.get(task)) and len(cell["dev_metric"]) > 1
+    ]
+    head = "", f"less {base[0]}'s", "95 % interval", "more than seeds make"
+    return table(head, rows)
+
+
+def _less_in_hundredths(cell: Any, base: Any) -> tuple[str, str, str]:
+    scores = ([100 * x for x in found["dev_metric"]] for found in (cell, base))
+    found = difference(*scores)
+    interval = f"{found.low:+.2f} to {found.high:+.2f}"
+    return f"{found.mean:+.2f}", interval, "yes" if found.beyond_seeds else "no"
+
+
+ALL = (
+    *(demo_seeds, llama_9m, pretraining, pretraining_pairs, ablations),
+    *(finetuning, finetuning_pairs),
+)

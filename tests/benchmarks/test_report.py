@@ -82,10 +82,19 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
     cell = {"dev_metric": [0.5, 0.7], "state_bytes": 1234, "trained": 5678}
     once = cell | {"dev_metric": [0.25]}
     rows = {"AdamW": {"cola": cell, "sst2": once}}
-    found = training_tables.finetuning(lambda name: {"rows": rows})
+    results = {"finetuning": {"rows": rows}}
+    results["finetuning_speed"] = {"over_adamw": {"AdamW": 1.0}}
+    found = training_tables.finetuning(results.__getitem__)
     assert found.splitlines()[2:] == [
-        "| AdamW | 60.00 ± 14.14 |  | 25.00 |  | 1,234 | 5,678 |"
+        "| AdamW | 60.00 ± 14.14 |  | 25.00 |  | 1,234 | 5,678 | 1.00 |"
     ]
+    assert len(training_tables.finetuning_pairs(results.__getitem__).splitlines()) == 2
+    better = {"cola": cell | {"dev_metric": [0.51, 0.7101]}}
+    results["finetuning"]["rows"] = rows | {"LoRA, rank 4": better}
+    pairs = training_tables.finetuning_pairs(results.__getitem__).splitlines()
+    # Differences of 1 and 1.01; t(0.975, 1) = 12.7062.
+    wanted = "+1.00 | +0.94 to +1.07 | yes"
+    assert pairs[2:] == [f"| LoRA, rank 4, CoLA, Matthews | {wanted} |"]
     fast = {"tokens_per_second": 1234.5}
     speed = {"methods": {"LoRA": fast, "fixed": fast}}
     row = {
