@@ -7,6 +7,7 @@ Frozen parameters get no gradient and no optimizer state. What is reported is wh
 last epoch leaves; no epoch is chosen.
 """
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -145,8 +146,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, model: Classifier, texts: Texts):
         self.recipe, self.texts = recipe, texts
-        steps = recipe.epochs * (len(texts.train.labels) // recipe.rows)
-        self.program = Program(model, recipe, steps)
+        self.steps = recipe.steps_an_epoch(len(texts.train.labels))
+        self.program = Program(model, recipe, recipe.epochs * self.steps)
         self.state, self.step = self.program.init(), 0
         self.clock, self.log = Clock(), Log(recipe.out, 0, tensorboard=False)
         self.rows = np.random.default_rng(recipe.seed)
@@ -172,7 +173,8 @@ class Trainer:
         )
 
     def _epoch(self) -> Iterator[Batch]:
-        return batches.epoch(self.texts.train, self.recipe.rows, self.rows)
+        found = batches.epoch(self.texts.train, self.recipe.rows, self.rows)
+        return itertools.islice(found, self.steps)
 
     def _update(self, batch: Batch) -> float:
         started = time.perf_counter()

@@ -43,6 +43,8 @@ class Recipe:
     """Rows a step; 0: 32 for cola, 16 for the others, as in the paper."""
     tokens: int = 0
     """Longer rows are cut; 0: 32 for cola, 128 for rte, 64 for the others."""
+    epoch_rows: int = 0
+    """An epoch ends after so many rows, drawn anew for each; 0: after all."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises; then it falls to 0."""
 
@@ -65,7 +67,7 @@ class Recipe:
         for name in ("alpha", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        for name in ("batch", "tokens", "update_proj_gap"):
+        for name in ("batch", "tokens", "epoch_rows", "update_proj_gap"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"{name}={getattr(self, name)} is negative; 0 is its default."
@@ -77,6 +79,10 @@ class Recipe:
     def rows(self) -> int:
         """Of a batch."""
         return self.batch or tasks.find(self.task).batch
+
+    def steps_an_epoch(self, rows: int) -> int:
+        """Batches of an epoch, where there are `rows` to train on."""
+        return min(rows, self.epoch_rows or rows) // self.rows
 
     @property
     def longest(self) -> int:

@@ -146,6 +146,17 @@ def test_a_run_depends_on_its_seed_alone(tmp_path: Path) -> None:
     assert losses(1) == losses(1) != losses(2)
 
 
+def test_an_epoch_may_end_early(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, "lora", epochs=2, epoch_rows=40)  # of 96: two batches
+    trainer = Trainer(recipe, classifier(BERT), TEXTS)
+    first, second = (list(trainer._epoch()) for _ in range(2))
+    assert len(first) == len(second) == 2
+    assert [b.inputs.tokens.tolist() for b in first] != [
+        b.inputs.tokens.tolist() for b in second
+    ]
+    assert trainer.train().records[-1]["step"] == 4
+
+
 def test_evaluation_is_over_all_rows(tmp_path: Path) -> None:
     model = classifier(BERT, LIVELY)
     found = Trainer(tiny(tmp_path, "full"), model, TEXTS).evaluate(TEXTS.dev)
