@@ -263,7 +263,7 @@ def main() -> None:
     ]
     found = result(recipe, runs)
     report(found)
-    common.write("ablations", found, missing)
+    common.write("ablations", found, missing, runs)
     if missing:
         print("not drawn: runs are missing")
     else:

@@ -16,17 +16,26 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def provenance(name: str) -> str:
-    """Machine, versions, date and commit of a result."""
+    """Machines, versions, dates and commits of a result."""
     path = common.RESULTS / f"{name}.json"
     record = json.loads(path.read_text())
     at = record["machine"]
-    where = f"{at['cores']} cores" if at["device"] == "cpu" else at["device"]
+    usual = [at | {"dates": [at["date"]], "commits": [at["commit"]]}]
+    made = "; ".join(map(_origin, record.get("runs") or usual))
     gaps = record.get("missing", ())
     more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
     note = f"; **not complete**: {'; '.join(gaps[:3])}{more}" if gaps else ""
+    return f"`results/{path.name}`: {made}{note}"
+
+
+def _origin(at: dict[str, Any]) -> str:
+    where = f"{at['cores']} cores" if at["device"] == "cpu" else at["device"]
+    dates = " to ".join(dict.fromkeys((min(at["dates"]), max(at["dates"]))))
+    first, *others = at["commits"]
+    commits = f"commits {first} to {others[-1]}" if others else f"commit {first}"
     return (
-        f"`results/{path.name}`: {where} ({at['cpu']}), jax {at['jax']}, optax"
-        f" {at['optax']}, {at['date']}, commit {at['commit']}{note}"
+        f"{where} ({at['cpu']}), jax {at['jax']}, optax {at['optax']}, {dates},"
+        f" {commits}"
     )
 
 

@@ -71,12 +71,17 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def write(name: str, result: Any, missing: Sequence[str] = ()) -> None:
+def write(
+    name: str, result: Any, missing: Sequence[str] = (), runs: "Runs | None" = None
+) -> None:
     """Writes `results/<name>.json`, whole or not at all.
 
-    `missing` names what was skipped or has still to be run, each with its reason.
+    `missing` names what was skipped or has still to be run, each with its reason;
+    `runs` are those that the result is made of, where they may be of other days.
     """
     record = {"machine": machine(), "complete": not missing, "missing": list(missing)}
+    if runs:
+        record["runs"] = runs.origins()
     path = RESULTS / f"{name}.json"
     _replace(path, json.dumps(record | {"result": result}, indent=1) + "\n")
     print(f"wrote {path.relative_to(ROOT)}" + (", NOT complete" if missing else ""))
@@ -87,6 +92,9 @@ def _replace(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+VARYING = ("date", "commit", "uncommitted_changes")  # of runs on one machine
 
 
 class Runs:
@@ -122,6 +130,17 @@ class Runs:
                 return False
         except BlockingIOError:
             return True
+
+    def origins(self) -> list[dict[str, Any]]:
+        """Machines and versions of the runs, each with dates and commits."""
+        found: dict[str, dict[str, Any]] = {}
+        for run in self.found.values():
+            made = {k: v for k, v in run["machine"].items() if k not in VARYING}
+            group = found.setdefault(json.dumps(made, sort_keys=True), made)
+            for name in ("date", "commit"):
+                values = group.setdefault(f"{name}s", [])
+                values += [x for x in [run["machine"][name]] if x not in values]
+        return list(found.values())
 
     def _read(self) -> None:
         if self.path.exists():

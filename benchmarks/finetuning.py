@@ -317,7 +317,7 @@ def main() -> None:
         print(f"missing: {text}")
     if not arguments.list:
         suffix = "" if arguments.model == "minilm" else f"_{arguments.model}"
-        common.write(f"finetuning{suffix}", result, series.missing)
+        common.write(f"finetuning{suffix}", result, series.missing, series.runs)
 
 
 if __name__ == "__main__":
