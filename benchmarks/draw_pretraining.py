@@ -62,12 +62,11 @@ def _rates(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
 
 
 def caption(record: dict[str, Any]) -> str:
-    budget, at = record["result"]["budget"], record["machine"]
+    budget = record["result"]["budget"]
     return (
         f"LLaMA {budget['model']}, {budget['steps']} steps of {budget['batch']} x"
         f" {budget['tokens']} tokens of `{budget['corpus']}`, rank {budget['rank']},"
-        f" a refresh every {budget['gap']} steps. pretraining.py, {at['cores']} cores,"
-        f" {at['date']}, commit {at['commit']}."
+        f" a refresh every {budget['gap']} steps."
     )
 
 

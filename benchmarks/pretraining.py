@@ -22,11 +22,12 @@ GaLore's script, without parameter scale, and with a first moment, decay 0.9, as
 paper says. The last row is a control, AdamW for embeddings, head and norms alone: what
 it loses is all that training the layers' matrices can gain.
 
-Two neighbours in the table are told apart where Welch's 95 % interval of the difference
-of their mean final losses excludes zero and no run diverged; elsewhere no order is
-claimed. One text is held out, for tuning and for the table: with a few rates a row
-that favours all alike. Orders hold for this grid. Memory is counted as in the
-paper: weights and optimizer state, two bytes an entry (what has eight bits: one).
+Two neighbours in the table are told apart where the 95 % interval of the difference of
+their final losses, seed by seed, excludes zero and no run diverged (`paired.py`);
+elsewhere no order is claimed. One text is held out, for tuning and for the table: with
+a few rates a row that favours all alike. Orders hold for this grid. Memory is counted
+as in the paper: weights and optimizer state, two bytes an entry (what has eight bits:
+one).
 
     python benchmarks/pretraining.py [--model demo --steps 1500] [--list]
         [--minutes 60]          starts no run after that; the same command goes on
@@ -55,8 +56,8 @@ import jax
 import jax.numpy as jnp
 
 import common
+import paired
 import pretraining_speed
-import tuning
 from pretraining_plan import CONTROL, DEFAULT, METHODS, SIZES, Budget, Point, Record
 
 import metrics
@@ -152,15 +153,15 @@ def neighbours(one: Named, two: Named) -> dict[str, Any]:
     pair = [one[0], two[0]]
     if one[1]["diverged"] or two[1]["diverged"]:
         return {"pair": pair, "separated": None, "reason": "runs that diverged"}
-    found = tuning.difference(one[1]["losses"], two[1]["losses"])
-    if found is None:
+    counts = {len(row["losses"]) for _, row in (one, two)}
+    if len(counts) > 1 or min(counts) < 2:
         return {"pair": pair, "separated": None, "reason": "fewer than two seeds"}
-    interval = [found.low, found.high]
+    found = paired.difference(two[1]["losses"], one[1]["losses"])
     return {
         "pair": pair,
         "difference": found.mean,
-        "interval": interval,
-        "separated": found.separates,
+        "interval": [found.low, found.high],
+        "separated": found.beyond_seeds,
     }
 
 
@@ -274,7 +275,7 @@ def main() -> None:
     name = f"pretraining_{budget.model}" + ("" if usual else f"_{budget.steps}")
     told = {"budget": dataclasses.asdict(budget), "seeds": arguments.seeds}
     result = {**told, "control": CONTROL, **found}
-    common.write(name, result, missing=record.missing())
+    common.write(name, result, missing=record.missing(), runs=record.runs)
 
 
 if __name__ == "__main__":

@@ -51,30 +51,6 @@ def test_runs_that_diverged_are_the_worst() -> None:
     assert tuning.argbest({-1: 2.0, 0: 2.0}) == -1
 
 
-def test_welch_separates_what_it_should() -> None:
-    # Welch's interval by hand: standard errors 0.1/√3 each, so 2·2 degrees of freedom
-    # and t = 2.776; half a width of 2.776 · 0.1 · √(2/3).
-    found = tuning.difference([1.9, 2.0, 2.1], [2.9, 3.0, 3.1])
-    assert found is not None
-    half = 2.7764 * 0.1 * math.sqrt(2 / 3)
-    assert found.mean == pytest.approx(1.0)
-    assert (found.low, found.high) == pytest.approx((1 - half, 1 + half), rel=1e-4)
-    assert found.separates
-    # One far narrower than the other: its two degrees of freedom are gone, t = 4.303.
-    uneven = tuning.difference([1.999999, 2.0, 2.000001], [2.9, 3.0, 3.1])
-    assert uneven is not None
-    assert uneven.high - uneven.low == pytest.approx(
-        2 * 4.3027 * 0.1 / math.sqrt(3), rel=1e-4
-    )
-    near = tuning.difference([1.9, 2.0, 2.1], [2.0, 2.1, 2.2])
-    assert near is not None
-    assert not near.separates
-    back = tuning.difference([2.9, 3.0, 3.1], [1.9, 2.0, 2.1])
-    assert back is not None
-    assert back.separates
-    assert tuning.difference([1.0], [5.0, 6.0]) is None
-
-
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
