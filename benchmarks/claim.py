@@ -7,7 +7,7 @@ from typing import Any
 
 from cells import Load
 
-RESULTS = "docs/results.md"
+README, RESULTS = "README.md", "docs/results.md"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,56 +3,17 @@
 
 import json
 import math
-import statistics
 from typing import Any
 
+import speed_claims
 import training_claims
+import why_claims
 from cells import Load, gb
-from claim import RESULTS, Claim
+from claim import README, Claim
 from galore_optax import memory
 from tables import EIGHT_BIT_7B, compiler_row
 
-README, LLAMA, MEMORY = "README.md", "examples/llama/README.md", "docs/memory.md"
-
-
-def _steps_ratio(load: Load, column: str) -> list[float]:
-    """Contrib's time over ours, by size."""
-    found = load("optimizer_step")
-    rows = [found["60M"], found["130M"]]
-    return [r["optax.contrib.galore"][column] / r["galore_optax"][column] for r in rows]
-
-
-def _torch_over_ours(load: Load) -> list[float]:
-    """A gap of 200 steps and its refresh, by size."""
-
-    def gap(row: dict[str, float]) -> float:
-        return 200 * row["steady_seconds"] + row["refresh_seconds"]
-
-    sizes = [found["rows"] for found in load("against_torch").values()]
-    return [gap(x["galore-torch"]) / gap(x["galore_optax"]) for x in sizes]
-
-
-def _headlines(load: Load) -> list[float]:
-    """galore-torch over ours, ours over the floor; SVD over the default, its energy."""
-    torch = [found["rows"]["galore-torch"] for found in load("against_torch").values()]
-    models = [p for p in load("floor")["points"] if p["curve"].startswith("model")]
-    refresh = load("refresh_7b")["methods"]["power(), the default"]
-    return [
-        *(statistics.median(row["steady_over_ours"]) for row in torch),
-        *(point["ratio"]["galore_optax"] for point in models),
-        refresh["times_faster_than_svd"],
-        min(refresh["share_of_exact_energy"].values()),
-    ]
-
-
-def _floor_ratios(load: Load) -> list[float]:
-    """Least and largest time over the floor: of all points' ours, and of AdamW's."""
-    points = load("floor")["points"]
-    found = [len(points)]
-    for name in ("galore_optax", "optax.adamw"):
-        ratios = [point["ratio"][name] for point in points]
-        found += [min(ratios), max(ratios)]
-    return found
+LLAMA, MEMORY = "examples/llama/README.md", "docs/memory.md"
 
 
 def _energies(load: Load) -> list[float]:
@@ -119,28 +80,9 @@ def _totals_7b(load: Load) -> list[float]:
 ACCUMULATED = "1 x 256 tokens, 4 micro-batches, bfloat16, remat, layerwise"
 
 CLAIMS = [
+    *speed_claims.CLAIMS,
     *training_claims.CLAIMS,
-    Claim(
-        RESULTS,
-        "A whole gap of 200 steps with its refresh costs galore-torch {:.1f} and {:.1f}"
-        " times what it costs here.",
-        _torch_over_ours,
-    ),
-    Claim(
-        RESULTS,
-        "Over {} points a step takes {:.2f} to {:.2f} times its floor, one of"
-        " `optax.adamw` {:.2f} to {:.2f} times its own",
-        _floor_ratios,
-    ),
-    Claim(
-        README,
-        "galore-torch's steady steps take {:.1f} and {:.1f} times as long as ours (60M"
-        " and 130M, medians of three starts), ours {:.2f} and {:.2f} times what the"
-        " machine's rates of products and copies allow, and a refresh of all projectors"
-        " of LLaMA-7B, on synthetic gradients, {:.1f} times less than exact SVD, for"
-        " {:.4f} of its energy.",
-        _headlines,
-    ),
+    *why_claims.CLAIMS,
     Claim(
         README,
         "The demo's LLaMA, {:.1f} million parameters in f32",
@@ -165,15 +107,6 @@ CLAIMS = [
         lambda load: [
             _row_7b(load, "1 x 256 tokens, bfloat16, remat")["estimate"]["weights"]
             / 1e9
-        ],
-    ),
-    Claim(
-        README,
-        "Our refresh costs {:.0f} and {:.0f} times less than its, **and our compilation"
-        " {:.1f} and {:.1f} times more**",
-        lambda load: [
-            *_steps_ratio(load, "refresh_seconds"),
-            *(1 / x for x in _steps_ratio(load, "compile_seconds")),
         ],
     ),
     Claim(

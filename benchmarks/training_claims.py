@@ -7,6 +7,7 @@ from typing import Any
 
 from cells import Load
 from claim import RESULTS, Claim
+from paired import difference
 
 
 def _mean(result: Any, name: str) -> float:
@@ -45,21 +46,29 @@ def ratios(load: Load) -> list[float]:
 
 
 def eight_bits(load: Load) -> list[float]:
-    """Mean losses in eight bits less those in f32."""
-    result = load("pretraining_1m")
-    return [
-        _mean(result, f"8-bit {name}") - _mean(result, name)
+    """Mean losses in eight bits less those in f32, AdamW's with its interval."""
+    rows = load("pretraining_1m")["rows"]
+    adamw, galore = (
+        difference(rows[f"8-bit {name}"]["losses"], rows[name]["losses"])
         for name in ("AdamW", "GaLore")
-    ]
+    )
+    return [adamw.mean, adamw.low, adamw.high, galore.mean]
 
 
 def headline(load: Load) -> list[float]:
     """Millions of parameters; GaLore over AdamW in per cent: perplexity, states."""
     rows = load("pretraining_1m")["rows"]
     states = {name: row["bf16_bytes"]["states"] for name, row in rows.items()}
-    names = "GaLore", "8-bit GaLore"
+    names = "GaLore", "8-bit GaLore", "Adafactor", "8-bit AdamW"
     shares = [100 * states[name] / states["AdamW"] for name in names]
-    return [size(load)[0], behind(load)[0], *shares]
+    usual = min(rows["GaLore"]["grid"]["matrices at 0.25"].values())
+    best = min(rows["AdamW"]["grid"]["matrices at 0.0625"].values())
+    return [
+        size(load)[0],
+        behind(load)[0],
+        *shares,
+        100 * (math.exp(usual - best) - 1),
+    ]
 
 
 CLAIMS = [
@@ -68,7 +77,10 @@ CLAIMS = [
         "made again on a LLaMA of {:.1f} million parameters, each method tuned on the"
         " same grid and run with three seeds (`pretraining.py`), GaLore's perplexity"
         " ends {:.1f} % above AdamW's and level with LoRA's, ReLoRA's and W = BA's,"
-        " with {:.0f} % of AdamW's optimizer state, in eight bits {:.0f} %.",
+        " with {:.0f} % of AdamW's optimizer state, in eight bits {:.0f} %. Adafactor"
+        " and 8-bit AdamW did better there with {:.0f} and {:.0f} %. GaLore's `scale`"
+        " was a sixteenth, the better of two; at the usual quarter it ended {:.1f} %"
+        " above AdamW (one seed).",
         headline,
     ),
     Claim(
@@ -89,7 +101,12 @@ CLAIMS = [
         " sixteenth {:.3f}, {:.3f} and {:.3f}.",
         ratios,
     ),
-    Claim(RESULTS, "{:.3f} nats for AdamW and {:.3f} for GaLore", eight_bits),
+    Claim(
+        RESULTS,
+        "{:.3f} nats for AdamW ({:.3f} to {:.3f}, seed by seed); GaLore's {:.3f} is not"
+        " told from none",
+        eight_bits,
+    ),
 ]
 
 # Figures of the paper, and what is no figure.

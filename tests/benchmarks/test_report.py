@@ -109,9 +109,6 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
         "pretraining_1m": {
             "control": "fixed",
             "rows": {"LoRA": row, "fixed": row | {"diverged": 1}},
-            "neighbours": [
-                {"pair": ["a", "b"], "separated": None, "reason": "one seed"}
-            ],
         },
     }
     made = training_tables.pretraining(results.__getitem__)
@@ -120,8 +117,14 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
         f"| LoRA | {numbers} | 0.25 |",
         f"| fixed | {numbers.replace(' |', ' (1 diverged) |', 1)} | 0 |",
     ]
-    pairs = training_tables.pretraining_pairs(results.__getitem__)
-    assert pairs.endswith("| a | b |  |  | one seed |")
+
+
+def test_methods_are_compared_with_galore_seed_by_seed() -> None:
+    losses = {"AdamW": [4.1, 4.3], "GaLore": [4.2, 4.4001], "LoRA": [4.2]}
+    rows = {name: {"losses": found} for name, found in losses.items()}
+    found = training_tables.pretraining_galore(lambda name: {"rows": rows})
+    # Differences of -0.1 and -0.1001; t(0.975, 1) = 12.7062. One of LoRA's diverged.
+    assert found.splitlines()[2:] == ["| AdamW | -0.1001 | -0.1007 to -0.0994 | yes |"]
 
 
 def test_a_setting_is_named_with_what_it_changes() -> None:
@@ -147,6 +150,27 @@ def test_a_partial_result_says_so(
     assert cells.provenance("x").endswith("; **not complete**: no GPU")
     common.write("x", 1)
     assert "not complete" not in cells.provenance("x")
+
+
+def test_a_table_names_where_its_runs_were_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    days = "2026-01-03", "2026-01-01", "2026-01-02"
+    for number, (day, cpu) in enumerate(zip(days, "aab", strict=True)):
+        made = MACHINE | {"date": day, "cpu": cpu, "commit": f"{number}{number}"}
+        monkeypatch.setattr(common, "machine", lambda made=made: made)
+        common.Runs("x").get(day, lambda: {"loss": 1})
+    common.write("y", 1, runs=common.Runs("x"))
+    one, two = (
+        "jax 1, optax 2, 2026-01-01 to 2026-01-03, commits 00 to 11",
+        "2026-01-02",
+    )
+    assert cells.provenance("y") == (
+        f"`results/y.json`: 2 cores (a), {one}; 2 cores (b), jax 1, optax 2, {two},"
+        " commit 22"
+    )
 
 
 def test_runs_are_kept_one_by_one(
