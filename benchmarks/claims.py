@@ -5,6 +5,7 @@ import json
 import math
 from typing import Any
 
+import ablation_claims
 import speed_claims
 import training_claims
 import why_claims
@@ -90,6 +91,7 @@ def _totals_7b(load: Load) -> list[float]:
 ACCUMULATED = "1 x 256 tokens, 4 micro-batches, bfloat16, remat, layerwise"
 
 CLAIMS = [
+    *ablation_claims.CLAIMS,
     *speed_claims.CLAIMS,
     *training_claims.CLAIMS,
     *why_claims.CLAIMS,

@@ -28,11 +28,14 @@ def draw(found: dict[str, Any]) -> None:
 def _grid(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """A line a rank over the gaps, and a dot a seed."""
     ranks = sorted({row["rank"] for row in rows})
-    gaps = list(dict.fromkeys(row["gap"] for row in rows))
+    gaps = sorted({row["gap"] for row in rows}, key=order)
     colours = colormaps[pictures.SEQUENCE](np.linspace(0.85, 0.0, len(ranks)))
     shifts = np.linspace(-0.09, 0.09, len(ranks))  # or dots would hide each other
     for rank, colour, shift in zip(ranks, colours, shifts, strict=True):
-        mine = [row for row in rows if row["rank"] == rank]
+        mine = sorted(
+            (row for row in rows if row["rank"] == rank),
+            key=lambda row: order(row["gap"]),
+        )
         places = [gaps.index(row["gap"]) + shift for row in mine]
         means = [row["mean"] for row in mine]
         axes.plot(places, means, "-", color=colour, label=f"rank {rank}", linewidth=1.8)
@@ -46,6 +49,11 @@ def _grid(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_ylabel("final validation loss (nats per token)")
     axes.set_title("Rank and gap: lines are means, dots seeds", fontsize=10)
     axes.legend(frameon=False, fontsize=9)
+
+
+def order(gap: int | str) -> float:
+    """Never is the longest gap."""
+    return np.inf if gap == "never" else float(gap)
 
 
 def _cut(axes: Axes, rows: list[dict[str, Any]], places: list[int]) -> None:
@@ -111,21 +119,17 @@ def _figure_5(found: dict[str, Any]) -> str:
         return ""
     claims = found["figure_5"]
     best = [f"{claim['best_gap']} at rank {rank}" for rank, claim in claims.items()]
-    often = next(iter(claims.values()))["too_frequent"]["gap"]
+    hurts = [
+        f"gap {less['gap']} at rank {rank}"
+        for claim in ("too_frequent", "too_rare")
+        for rank, row in claims.items()
+        if (less := row[claim])["low"] > 0
+    ]
     return (
-        f"Best gap by mean: {', '.join(best)}. Switching every {often} steps hurts"
-        f" {_ranks(found, 'too_frequent')}, never switching again"
-        f" {_ranks(found, 'too_rare')}."
+        f"Best gap by mean: {', '.join(best)}. Of the least and the largest gap of a"
+        f" rank, worse than its best by more than seeds make:"
+        f" {', '.join(hurts) or 'none'}."
     )
-
-
-def _ranks(found: dict[str, Any], claim: str) -> str:
-    """At which ranks an extreme is worse by more than seeds make."""
-    rows = {rank: row[claim] for rank, row in found["figure_5"].items()}
-    hurt = [rank for rank, row in rows.items() if row["low"] > 0]
-    if len(hurt) == len(rows):
-        return "at every rank"
-    return f"at rank {', '.join(hurt)}" if hurt else "at no rank beyond the seeds"
 
 
 def _beyond(found: dict[str, Any]) -> str:

@@ -66,12 +66,10 @@ def test_planned_settings() -> None:
     ranks = {setting.rank for setting in found[ablations.GRID].values()}
     gaps = {setting.gap for setting in found[ablations.GRID].values()}
     assert ranks == {8, 16, 32, 64}
-    assert gaps == {10, 50, 200, NEVER}
-    assert len(found[ablations.GRID]) == 16
+    assert gaps == {1, 10, 50, 200, NEVER}
     sizes = {study: len(settings) for study, settings in found.items()}
     assert sizes == {
-        ablations.GRID: 16,
-        "gap": 2,
+        ablations.GRID: 17,
         "learning rate": 3,
         "subspace": 5,
         "proj_type": 5,
@@ -106,7 +104,7 @@ def test_every_setting_has_a_state_of_its_own(study: str) -> None:
         tx = setting.transformation(rate, 10, 0)
         found.append(str(jax.eval_shape(tx.init, params)))
     # These change how bases are found, when, or only how far steps go.
-    alike = {"subspace": 1, "stagger": 1, "gap": 1, "learning rate": 2}
+    alike = {"subspace": 1, "stagger": 1, "learning rate": 2}
     assert len(set(found)) == alike.get(study, len(found))
 
 
@@ -119,6 +117,7 @@ def test_claims_of_figure_5() -> None:
     shape = {10: 0.10, 50: 0.0, 200: 0.02, "never": 0.2}
     table = [row(8, gap, 4 + more) for gap, more in shape.items()]
     table += [row(16, gap, 4 - more) for gap, more in shape.items()]
+    table += [row(16, 1, 4.5)]
     table += [row(32, 10, 4.0)]  # the rest has still to be run
     found = ablations.claims(table)
     assert list(found) == ["8", "16"]
@@ -129,6 +128,9 @@ def test_claims_of_figure_5() -> None:
     assert found["16"]["best_gap"] == "never"
     assert found["16"]["too_rare"]["best_other"] == 10
     assert found["16"]["too_rare"]["high"] < 0
+    assert found["16"]["too_frequent"]["gap"] == 1
+    assert found["16"]["too_frequent"]["best_other"] == "never"
+    assert found["16"]["too_frequent"]["low"] > 0
 
 
 @pytest.mark.slow
