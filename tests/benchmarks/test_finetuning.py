@@ -150,14 +150,14 @@ def test_tasks_without_files_are_refused() -> None:
 def test_choices_have_names_of_their_own_and_recipes(tmp_path: Path) -> None:
     choice = Choice("rte", "galore", 8, 2e-4, 1, 2, "minilm")
     assert choice.key == (
-        "minilm, rte, galore rank 8, lr 0.0002, 2 epochs, tokens 96, seed 1"
+        "minilm, rte, galore rank 8, lr 0.0002, 2 epochs, tokens 64, seed 1"
     )
     recipe = choice.recipe(Path("glue"), tmp_path)
     assert (recipe.rank, recipe.learning_rate, recipe.seed) == (8, 2e-4, 1)
     assert (recipe.epochs, recipe.alpha / recipe.rank) == (2, 2)
-    assert (recipe.longest, recipe.steps_an_epoch(1000)) == (96, 1000 // 16)
+    assert (recipe.longest, recipe.steps_an_epoch(1000)) == (64, 1000 // 16)
     film = Choice("sst2", "full", 4, 1e-4, 0, 1, "minilm").recipe(None, tmp_path)
-    assert film.steps_an_epoch(60_000) == 1000
+    assert film.steps_an_epoch(60_000) == 500
 
 
 def test_the_table_is_printed_as_in_the_paper(runs: common.Runs) -> None:
