@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import ablation_claims
+import finetuning_claims
 import speed_claims
 import training_claims
 import why_claims
@@ -92,6 +93,7 @@ ACCUMULATED = "1 x 256 tokens, 4 micro-batches, bfloat16, remat, layerwise"
 
 CLAIMS = [
     *ablation_claims.CLAIMS,
+    *finetuning_claims.CLAIMS,
     *speed_claims.CLAIMS,
     *training_claims.CLAIMS,
     *why_claims.CLAIMS,
