@@ -151,8 +151,7 @@ def rows(recipe: Recipe, settings: dict[str, Setting], found: Any) -> Iterator[A
 
 
 def compared(losses: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    found = difference(losses, others)
-    return dataclasses.asdict(found) | {"beyond_seeds": found.beyond_seeds}
+    return difference(losses, others).record()
 
 
 def gap_name(gap: int) -> int | str:

@@ -12,6 +12,7 @@ settings that differ in nothing, one is expected outside of it.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -30,6 +31,10 @@ class Difference:
     @property
     def beyond_seeds(self) -> bool:
         return not self.low <= 0 <= self.high
+
+    def record(self) -> dict[str, Any]:
+        """What JSON keeps of it."""
+        return dataclasses.asdict(self) | {"beyond_seeds": self.beyond_seeds}
 
     def __str__(self) -> str:
         verdict = "beyond" if self.beyond_seeds else "within"
