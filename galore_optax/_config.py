@@ -10,6 +10,7 @@ import numpy as np
 
 from galore_optax import subspace as subspaces
 from galore_optax._dimensions import WeightDimensionNumbers
+from galore_optax._matrices import Matrix
 from galore_optax._selection import Selection
 from galore_optax._stored import storage_of
 from galore_optax._types import PerLeaf, ProjType, Scalar
@@ -49,14 +50,19 @@ class Config:
     moment_dtype: jnp.dtype | None
     seed: int | jax.Array
 
-    def moments(self, dtype: jnp.dtype) -> jnp.dtype:
-        """What the inner computes in for a leaf of `dtype`."""
+    def inner_dtype(self, matrix: Matrix | None, dtype: jnp.dtype) -> jnp.dtype:
+        """What the inner computes in for a leaf of `dtype`.
+
+        A leaf that is not projected is what the inner alone would make of it. The
+        moments of a projected one are small, and b2=0.999 adds increments to the second
+        that bf16 rounds away: they are at least f32.
+        """
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
         if not jnp.issubdtype(dtype, jnp.floating):
             return dtype
         if self.moment_dtype is not None:
             return self.moment_dtype
-        # b2=0.999 adds increments to ν that bf16 rounds away.
-        return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+        return jnp.promote_types(dtype, jnp.float32) if matrix else dtype
 
 
 def make_config(

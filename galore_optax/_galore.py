@@ -111,7 +111,7 @@ def galore(
 
     Args:
       inner: runs on the projected gradients; its updates are lifted and scaled. Without
-        it the result filters gradients, :math:`G 	o P P^T G`, for
+        it the result filters gradients, :math:`G \to P P^T G`, for
         `galore_optax.chain`; in `optax.chain` that saves no memory, and warns.
       rank: of the projected gradients, at most min(m, n); or a callable of one `Leaf`.
       update_proj_gap: steps between refreshes of a projector; or a callable of `Leaf`.
@@ -129,8 +129,9 @@ def galore(
       projector_dtype: of stored projectors; that of the parameter if `None`. With
         `jnp.int8` or `jnp.int4` they are `QuantizedProjector`, 1.05 or 0.55 bytes an
         entry, decoded one leaf at a time beside each product.
-      moment_dtype: of all that `inner` holds; if `None`, f32 for 16-bit parameters and
-        the parameter's otherwise.
+      moment_dtype: of all that `inner` holds. If `None`, projected leaves have moments
+        in f32 at least, and the others what `inner` alone would give them, such as bf16
+        moments of a bf16 embedding.
       seed: of the subspace methods that draw random numbers.
 
     Returns:

@@ -102,6 +102,11 @@ class Plan:
     def projected(self) -> tuple[Matrix, ...]:
         return tuple(matrix for matrix in self.matrices if matrix is not None)
 
+    def pairs(self) -> list[tuple[Matrix, Any]]:
+        """Each projected leaf with its values."""
+        values = self.flat.values
+        return [(matrix, values[matrix.position]) for matrix in self.projected]
+
     def without_values(self) -> "Plan":
         """The plan alone, holding on to no array and no tracer."""
         return self.with_values(())

@@ -3,13 +3,14 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from galore_optax._config import Config
+from galore_optax._inner import ParamsUse
 from galore_optax._leaves import is_masked
 from galore_optax._matrices import Plan
 from galore_optax._state import GaLoreState
@@ -20,6 +21,7 @@ class Recorded(NamedTuple):
 
     plan: Plan
     config: Config
+    use: ParamsUse | None  # of params by the inner; None where that is unknown
 
 
 _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar(
@@ -27,11 +29,11 @@ _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar
 )
 
 
-def record(plan: Plan, config: Config) -> None:
+def record(plan: Plan, config: Config, use: Callable[[], ParamsUse | None]) -> None:
     """Called by `init`; heard only inside `plans_of`."""
     records = _RECORDS.get()
     if records is not None:
-        records.append(Recorded(plan.without_values(), config))
+        records.append(Recorded(plan.without_values(), config, use()))
 
 
 @contextlib.contextmanager

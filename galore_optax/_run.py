@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from galore_optax._inner import ParamsUse, params_use
-from galore_optax._leaves import Flat
+from galore_optax._inner import Arguments, ParamsUse, Reading, read_use
+from galore_optax._leaves import Flat, flatten
 from galore_optax._matrices import Matrix, Plan
 from galore_optax._order import in_turn
 from galore_optax._projection import lift, project, zero_coordinates
@@ -79,6 +79,9 @@ def run_inner(
 
     Returns:
       full-size updates, one a leaf, and the new state of `inner`.
+
+    Raises:
+      ValueError: `state` is that of another transformation.
     """
     flat, full = frame.plan.flat, frame.plan.is_full
     low = flat.rebuild(frame.cast(coordinates), full)
@@ -87,19 +90,28 @@ def run_inner(
         optax.with_extra_args_support(inner).update, **extra_args
     )
     if params is None:
+        _check_state(jax.eval_shape(inner.init, low), state)
         updates, state = update(low, state, None)
         return frame.lift(_leaves(flat, updates), like), state
-    run = _Run(inner.init, update, frame, params)
-    inner_params = run.zero_coordinates()
-    use = run.params_use(low, state, inner_params)
-    if use is ParamsUse.COORDINATES:
-        inner_params = run.coordinates()
+    whole = _FullSize(inner.init, update, frame, params, state)
+    reading = whole.reading()
+    inner_params = whole.coordinates(reading.use)
     updates, new_state = update(low, state, inner_params)
     lifted = frame.lift(_leaves(flat, updates), like)
-    if use is ParamsUse.ADDITIVE:
-        for position, decay in run.linear_part(state).items():
-            lifted[position] = lifted[position] + decay.astype(lifted[position].dtype)
+    for position, decay in whole.decay(reading).items():
+        lifted[position] = lifted[position] + decay.astype(lifted[position].dtype)
     return lifted, new_state
+
+
+def read_inner(
+    inner: optax.GradientTransformation, frame: Frame, params: Flat, state: Any
+) -> ParamsUse | None:
+    """What `inner` does with params; `None` where it cannot run on their like."""
+    update = optax.with_extra_args_support(inner).update
+    try:
+        return _FullSize(inner.init, update, frame, params, state).reading().use
+    except (TypeError, ValueError):  # it needs extra arguments
+        return None
 
 
 def _leaves(flat: Flat, tree: Any) -> list[jax.Array]:
@@ -107,86 +119,92 @@ def _leaves(flat: Flat, tree: Any) -> list[jax.Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """What is asked of the inner beyond its one real step."""
+class _FullSize:
+    """The inner as it would be at full size, of which only types are looked at."""
 
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, Any], tuple[Any, Any]]
     frame: Frame
     params: Flat
+    state: Any  # the live one, of coordinates
 
-    def params_use(self, low: Any, state: Any, params: Any) -> ParamsUse:
-        of_params = self._inner_tree([not full for full in self.frame.plan.is_full])
-        is_data = jax.tree.map(lambda _: True, low), self._moments(params)
-        return params_use(self.update, (low, state, params), is_data, of_params)
+    def reading(self) -> Reading:
+        """What the inner does with params."""
+        arguments = self._arguments
+        treedef: Any = jax.tree.structure(self.state)
 
-    def coordinates(self) -> Any:
-        return self._inner_tree(self.frame.weights(self.params.values))
+        def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            updates, new = self.update(
+                self._tree(gradients), treedef.unflatten(state), self._tree(params)
+            )
+            return _leaves(self.params, updates), jax.tree.leaves(new)
 
-    def linear_part(self, state: Any) -> dict[int, jax.Array]:
-        """The part of the inner's update that is linear in the weights, by position.
+        return read_use(update, arguments)
 
-        Its coefficients depend on no gradient and no moment, so the derivative along
-        the weights is exactly that part, at full size; whatever else the derivative is
-        taken of has no effect on the result and is removed by XLA.
-        """
-        positions = [matrix.position for matrix in self.frame.plan.projected]
-        values = self.frame.cast(self.params.values)
-        zeros = jax.tree.map(jnp.zeros_like, self._inner_tree(values))
-        full_state = self._full_state(state, zeros)
-
-        def updates(weights: list[jax.Array]) -> list[jax.Array]:
-            whole = list(values)
-            for position, weight in zip(positions, weights, strict=True):
-                whole[position] = weight
-            result, _ = self.update(zeros, full_state, self._inner_tree(whole))
-            leaves = _leaves(self.params, result)
-            return [leaves[position] for position in positions]
-
-        weights = [values[position] for position in positions]
-        _, decay = jax.jvp(updates, (weights,), (weights,))
-        return dict(zip(positions, decay, strict=True))
-
-    def _inner_tree(self, values: Sequence[Any]) -> Any:
-        return self.params.rebuild(values, self.frame.plan.is_full)
-
-    def zero_coordinates(self) -> Any:
-        """Zero coordinates, and the parameters that are not projected."""
+    def coordinates(self, use: ParamsUse) -> Any:
+        """What the inner is to see as params."""
+        if use is ParamsUse.COORDINATES:
+            return self._tree(self.frame.weights(self.params.values))
         values = list(self.params.values)
         for matrix in self.frame.plan.projected:
             position = matrix.position
-            values[position] = zero_coordinates(
-                matrix, values[position], self.frame.dtypes[position]
-            )
-        return self._inner_tree(self.frame.cast(values))
+            dtype = self.frame.dtypes[position]
+            values[position] = zero_coordinates(matrix, values[position], dtype)
+        return self._tree(self.frame.cast(values))
 
-    def _moments(self, params: Any) -> Any:
-        """Which leaves of the state change shape with the coordinates."""
-        values: list[Any] = list(self.frame.cast(self.params.values))
-        for matrix in self.frame.plan.projected:
-            values[matrix.position] = _twice(_leaves(self.params, params), matrix)
-        now = jax.eval_shape(self.init, params)
-        then = jax.eval_shape(self.init, self._inner_tree(values))
-        return jax.tree.map(lambda a, b: a.shape != b.shape, now, then)
+    def decay(self, reading: Reading) -> dict[int, jax.Array]:
+        """The part of the update that is linear in the weights, by position."""
+        if reading.decay is None:
+            return {}
+        arguments = self._arguments
+        return dict(zip(arguments.weights, reading.decay(arguments), strict=True))
 
-    def _full_state(self, state: Any, params: Any) -> Any:
-        """`state` at full size: live counters and hyper-parameters, zero moments."""
-        shapes: Any = jax.eval_shape(self.init, params)
-        expected: Any = jax.tree.structure(shapes)
-        if expected != jax.tree.structure(state):
-            raise ValueError(
-                "the state of the inner transformation has another structure for full"
-                " matrices than for projected ones, so its weight decay cannot be told"
-                " apart. Choose labels and masks by path, not by the number of axes."
-            )
-        return jax.tree.map(
-            lambda x, full: x if x.shape == full.shape else jnp.zeros_like(full),
-            state,
-            shapes,
+    @functools.cached_property
+    def _arguments(self) -> Arguments:
+        values = self.frame.cast(self.params.values)
+        shapes = jax.eval_shape(self.init, self._tree(values))
+        _check_state(shapes, self.state)
+        larger = jax.eval_shape(self.init, self._tree(self._twice(values)))
+        # Counters and hyper-parameters are live; of moments only types are needed.
+        pairs = list(
+            zip(*map(jax.tree.leaves, (self.state, shapes, larger)), strict=True)
+        )
+        return Arguments(
+            gradients=values,
+            state=[x if x.shape == full.shape else full for x, full, _ in pairs],
+            params=values,
+            is_moment=[full.shape != twice.shape for _, full, twice in pairs],
+            weights=[matrix.position for matrix in self.frame.plan.projected],
         )
 
+    def _twice(self, values: Sequence[Any]) -> list[Any]:
+        """Other shapes, which whatever divides these sizes divides too."""
+        result = list(values)
+        for matrix in self.frame.plan.projected:
+            leaf = values[matrix.position]
+            sizes = tuple(2 * size for size in leaf.shape)
+            result[matrix.position] = jax.ShapeDtypeStruct(sizes, leaf.dtype)
+        return result
 
-def _twice(leaves: list[jax.Array], matrix: Matrix) -> jax.ShapeDtypeStruct:
-    """Another shape, which whatever divides the sizes of this one divides too."""
-    leaf = leaves[matrix.position]
-    return jax.ShapeDtypeStruct(tuple(2 * size for size in leaf.shape), leaf.dtype)
+    def _tree(self, values: Sequence[Any]) -> Any:
+        return self.params.rebuild(values, self.frame.plan.is_full)
+
+
+def _check_state(expected: Any, found: Any) -> None:
+    """Raises unless `found` is built like a state that the inner makes itself."""
+    if flatten(expected).treedef == flatten(found).treedef:
+        return
+    raise ValueError(
+        "the state given to update is not of this inner optimizer: it needs"
+        f" {_outline(expected)}, and was given {_outline(found)}. Restore the state"
+        " with the optimizer it was saved with, or begin anew with tx.init(params)."
+        " Where both names are the same, labels or masks of the inner go by the number"
+        " of axes or by sizes, which coordinates do not share: choose them by path."
+    )
+
+
+def _outline(state: Any) -> str:
+    """The types that a state is nested of, as `(ScaleByAdamState, EmptyState)`."""
+    if isinstance(state, tuple) and type(state) is tuple:
+        return f"({', '.join(map(_outline, state))})"
+    return type(state).__name__

@@ -38,6 +38,28 @@ class GaLoreState(NamedTuple):
     inner_state: Any  # of the inner transformation; projected axes have become rank
 
 
+def check_type(state: Any) -> None:
+    """Raises unless `state` is one that `galore` made."""
+    if isinstance(state, GaLoreState):
+        return
+    fields = ", ".join(GaLoreState._fields)
+    raise ValueError(
+        f"update of galore was given a {type(state).__name__} {_shown(state)}; it needs"
+        f" the GaLoreState({fields}) that its init made. A state of another optimizer"
+        " cannot be used; one that a checkpointer returned as plain"
+        " containers is restored by giving it a target:"
+        " restore(path, jax.eval_shape(tx.init, params))."
+    )
+
+
+def _shown(state: Any) -> str:
+    if isinstance(state, dict):
+        return f"with the keys {list(state)[:5]}"
+    if isinstance(state, (tuple, list)):
+        return f"of {[type(part).__name__ for part in state][:5]}"
+    return "as its state"
+
+
 def arrange(plan: Plan, values: Sequence[Any]) -> Any:
     """`values`, one a projected leaf, as a tree like params."""
     nodes: list[Any] = [optax.MaskedNode()] * len(plan.matrices)

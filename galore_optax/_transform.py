@@ -17,13 +17,14 @@ import optax
 
 from galore_optax import _state
 from galore_optax._config import Config
-from galore_optax._inner import depends_on_values
+from galore_optax._eager import compiled
+from galore_optax._inner import ParamsUse, depends_on_values
 from galore_optax._leaves import Flat, Placeholder, flatten, without_placeholders
 from galore_optax._matrices import Plan, same_leaves
 from galore_optax._projection import initial_projector, project, zero_coordinates
 from galore_optax._record import record
 from galore_optax._refresh import Refresh, When, initial_refresh, refresh_when_due
-from galore_optax._run import Frame, run_inner
+from galore_optax._run import Frame, read_inner, run_inner
 from galore_optax._state import GaLoreState
 
 InnerOf = Callable[[Plan], optax.GradientTransformation]
@@ -33,9 +34,11 @@ def projected(
     inner_of: InnerOf, config: Config
 ) -> optax.GradientTransformationExtraArgs:
     """`inner_of(plan)` run on projected gradients."""
-    return optax.GradientTransformationExtraArgs(
-        functools.partial(_init, inner_of, config),
-        functools.partial(_update, inner_of, config),
+    return compiled(
+        optax.GradientTransformationExtraArgs(
+            functools.partial(_init, inner_of, config),
+            functools.partial(_update, inner_of, config),
+        )
     )
 
 
@@ -43,14 +46,13 @@ def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
     if isinstance(params, Placeholder):
         return _unlabelled(inner_of, config)
     plan = config.selection.plan(params)
-    record(plan, config)
     inner = inner_of(plan)
     inner_params = _initial_coordinates(plan, config)
     _refuse_values(inner, inner_params)
-    leaves = [plan.flat.values[matrix.position] for matrix in plan.projected]
+    record(plan, config, lambda: _params_use(inner, plan, config, inner_params))
     projectors = [
         tuple(initial_projector(matrix, side, leaf) for side in matrix.sides)
-        for matrix, leaf in zip(plan.projected, leaves, strict=True)
+        for matrix, leaf in plan.pairs()
     ]
     return GaLoreState(
         count=jnp.zeros([], jnp.int32),
@@ -80,13 +82,28 @@ def _unlabelled(inner_of: InnerOf, config: Config) -> GaLoreState:
 
 def _initial_coordinates(plan: Plan, config: Config) -> Any:
     """Zeros for each projected leaf, the parameter itself for the rest."""
+    leaves = zip(plan.matrices, plan.flat.values, strict=True)
     values = [
-        zero_coordinates(matrix, value, config.moments(value.dtype))
-        if matrix
-        else _cast(value, config.moments(value.dtype))
-        for matrix, value in zip(plan.matrices, plan.flat.values, strict=True)
+        zero_coordinates(matrix, value, dtype) if matrix else _cast(value, dtype)
+        for (matrix, value), dtype in zip(leaves, _dtypes(plan, config), strict=True)
     ]
     return plan.flat.rebuild(values, plan.is_full)
+
+
+def _dtypes(plan: Plan, config: Config, like: Flat | None = None) -> list[jnp.dtype]:
+    """What the inner computes in, by leaf, from the dtypes of `like`, or of `plan`."""
+    values = (like or plan.flat).values
+    return [
+        config.inner_dtype(matrix, value.dtype)
+        for matrix, value in zip(plan.matrices, values, strict=True)
+    ]
+
+
+def _params_use(
+    inner: optax.GradientTransformation, plan: Plan, config: Config, params: Any
+) -> ParamsUse | None:
+    frame = Frame(plan, (), tuple(_dtypes(plan, config)))
+    return read_inner(inner, frame, plan.flat, jax.eval_shape(inner.init, params))
 
 
 def _cast(value: Any, dtype: jnp.dtype) -> Any:
@@ -119,6 +136,7 @@ def _update(
     projected: bool = False,
     **extra_args: Any,
 ) -> tuple[Any, GaLoreState]:
+    _state.check_type(state)
     if projected:
         plan = _plan_of_coordinates(config, updates, params)
         weights: Flat | None = plan.flat
@@ -134,7 +152,7 @@ def _update(
         Frame(
             plan,
             tuple(_state.read(plan, state)),
-            tuple(config.moments(x.dtype) for x in like.values),
+            tuple(_dtypes(plan, config, like)),
         ),
         coordinates,
         weights,
@@ -150,7 +168,7 @@ def renew(plan: Plan, config: Config, state: GaLoreState, when: When) -> GaLoreS
     """`state` with new projectors wherever one is due, from the gradients in `plan`."""
     projectors, refreshes = refresh_when_due(
         plan,
-        [plan.flat.values[matrix.position] for matrix in plan.projected],
+        [leaf for _, leaf in plan.pairs()],
         _state.read(plan, state),
         state.refresh,
         method=config.subspace,

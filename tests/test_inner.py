@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import galore_optax
-from galore_optax._inner import depends_on_values
+from galore_optax import _run
+from galore_optax._inner import depends_on_values, read_use
 from tests.helpers import Identity, normal_like
 from tests.optimizers import EXCEPTIONS, INNERS, LR, exported
 
@@ -76,22 +77,81 @@ def test_off_the_span_only_the_decay_acts(name: str) -> None:
     assert moved  # rprop rests on its first step
 
 
-@pytest.mark.parametrize("name", INNERS)
-def test_use_of_params_is_recognised(name: str, monkeypatch: Any) -> None:
-    from galore_optax import _run
-
+def use_of(inner: optax.GradientTransformation, **extra: Any) -> str:
+    """What is read off a step of galore with `inner`."""
     seen = []
 
     def spy(*args: Any) -> Any:
-        seen.append(_run_params_use(*args))
+        seen.append(read_use(*args))
         return seen[-1]
 
-    _run_params_use = _run.params_use
-    monkeypatch.setattr(_run, "params_use", spy)
-    run(
-        galore_optax.galore(INNERS[name].make(), rank=4), params(), 1, **extra_for(name)
-    )
-    assert {use.name for use in seen} == {INNERS[name].use}
+    tx = galore_optax.galore(inner, rank=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_run, "read_use", spy)
+        jax.eval_shape(
+            lambda tree: tx.update(tree, tx.init(tree), tree, **extra), params()
+        )
+    (reading,) = seen
+    return reading.use.name
+
+
+@pytest.mark.parametrize("name", INNERS)
+def test_use_of_params_is_recognised(name: str) -> None:
+    found = use_of(INNERS[name].make(), **extra_for(name))
+    assert found == INNERS[name].use
+
+
+RATE = 0.1
+# Decay of all of W, written in ways that a list of primitives would have to know.
+DECAYS = {
+    "map": lambda w: jax.lax.map(lambda row: RATE * row, w),
+    "scan": lambda w: jax.lax.scan(lambda c, row: (c, RATE * row), 0, w)[1],
+    "checkpoint": jax.checkpoint(lambda w: RATE * w),
+    "split": lambda w: jnp.concatenate([RATE * x for x in jnp.split(w, 2)]),
+    "gather": lambda w: RATE * w[jnp.arange(len(w))],
+    "scatter": lambda w: jnp.zeros_like(w).at[jnp.arange(len(w))].add(RATE * w),
+    "sort": lambda w: RATE * jnp.flip(w)[::-1, ::-1],
+    "jit": jax.jit(lambda w: RATE * w),
+    "cond": lambda w: jax.lax.cond(True, lambda x: RATE * x, lambda x: x, w),
+}
+
+
+def decayed_by(decay: Any) -> optax.GradientTransformation:
+    def add(updates: Any, params: Any) -> Any:
+        def of(update: Any, weight: Any) -> Any:
+            return update - decay(weight) if weight.ndim == 2 else update
+
+        return jax.tree.map(of, updates, params)
+
+    return optax.chain(optax.trace(0.9), optax.stateless(add))
+
+
+@pytest.mark.parametrize("name", DECAYS)
+def test_decay_acts_on_all_of_a_weight_however_it_is_written(name: str) -> None:
+    tx = galore_optax.galore(decayed_by(DECAYS[name]), rank=2, subspace=Identity())
+    weights = normal_like({"w": jnp.zeros((8, 8))}, 0)
+    nothing = jax.tree.map(jnp.zeros_like, weights)
+    updates, _ = tx.update(nothing, tx.init(weights), weights)
+    np.testing.assert_allclose(updates["w"], -RATE * weights["w"], rtol=1e-6)
+
+
+def test_decay_that_depends_on_the_gradient_is_seen_in_coordinates() -> None:
+    def add(updates: Any, params: Any) -> Any:  # cautious weight decay
+        return jax.tree.map(
+            lambda u, w: u - RATE * jnp.where(u * w > 0, w, 0), updates, params
+        )
+
+    assert use_of(optax.chain(optax.sgd(1.0), optax.stateless(add))) == "COORDINATES"
+
+
+def test_decay_without_a_forward_derivative_falls_back_aloud() -> None:
+    @jax.custom_vjp
+    def decay(w: jax.Array) -> jax.Array:
+        return RATE * w
+
+    decay.defvjp(lambda w: (RATE * w, None), lambda _, g: (RATE * g,))
+    with pytest.warns(UserWarning, match=r"add_decayed_weights around galore"):
+        assert use_of(decayed_by(decay)) == "COORDINATES"
 
 
 @pytest.mark.parametrize(
