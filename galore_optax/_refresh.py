@@ -82,7 +82,12 @@ def calendar(plan: Plan, stagger: bool) -> Calendar:
         gaps = jnp.repeat(gaps, np.array(counts), total_repeat_length=sum(counts))
     else:
         gaps = np.repeat([matrix.gap for matrix in matrices], counts).astype(np.int32)
-    return Calendar(gaps, numbers * gaps // total if stagger else 0 * gaps)
+    return Calendar(gaps, _share(gaps, numbers, total) if stagger else 0 * gaps)
+
+
+def _share(gap: Any, number: Any, total: int) -> Any:
+    """`gap * number // total`, in which no product leaves the range of int32."""
+    return gap // total * number + gap % total * number // total
 
 
 @jax.custom_batching.custom_vmap
@@ -134,6 +139,9 @@ def refresh_when_due(
     """
     if when is False or not plan.projected:
         return projectors, refresh
+    # Bases are constants of a step: what differentiates through it differentiates the
+    # products with them. Loops whose length depends on values have no reverse mode.
+    gradients, projectors = lax.stop_gradient((gradients, projectors))
     owed = calendar(plan, stagger).owed(refresh, count)
     owed = jnp.ones_like(owed) if when is True else owed
     owed = owed if when is None or when is True else owed & when
@@ -247,7 +255,7 @@ def _renew_all(
     for position, leaf in enumerate(leaves):
         kinds.setdefault(leaf.kind, []).append(position)
     found: list[Any] = [None] * len(leaves)
-    accepted = jnp.zeros_like(turn.owed)
+    accepted = turn.owed & False
     for positions in kinds.values():
         group = [leaves[position] for position in positions]
         projectors, accepted = _renew_kind(group, turn, accepted)
@@ -286,7 +294,9 @@ def _renew_kind(
         return _Loop(number, stacks, _put(state.accepted, accept, number))
 
     stacks = jax.tree.map(lambda *x: jnp.concatenate(x), *(x.stacks() for x in group))
-    start = _Loop(jnp.int32(-1), stacks, accepted)
+    # No constant: inside `shard_map` a carry varies over devices from the start.
+    before = jnp.min(accepted.astype(jnp.int32)) - 1
+    start = _Loop(before, stacks, accepted)
     end = lax.fori_loop(0, jnp.sum(due), body, start)
     return _split(group, end.stacks, turn.step), end.accepted
 

@@ -60,4 +60,5 @@ def orthonormalise(columns: jax.Array) -> jax.Array:
     refreshes then keeps its orientation, and with it the meaning of carried moments.
     """
     q, r = jnp.linalg.qr(columns)
-    return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)
+    signs = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)
+    return q * signs[None]

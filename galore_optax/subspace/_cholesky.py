@@ -78,7 +78,9 @@ def iterate(
         return _Iteration(rows, _gram(rows), state.products - 1, passes)
 
     rows = product(start)
-    state = _Iteration(rows, _gram(rows), jnp.int32(products - 1), jnp.int32(0))
+    left = jnp.asarray(products - 1, jnp.int32)
+    # No constant: inside `shard_map` a carry varies over devices from the start.
+    state = _Iteration(rows, _gram(rows), left, 0 * left)
     end = lax.while_loop(unfinished, once, state)
     return 1.5 * end.rows - 0.5 * matmul(end.gram, end.rows)
 
@@ -93,7 +95,7 @@ def _pass(rows: jax.Array, gram: jax.Array) -> jax.Array:
     scale = jnp.where(squares > 0, lax.rsqrt(squares), 0)
     shift = 4 * jnp.finfo(gram.dtype).eps * len(gram)
     identity = jnp.eye(len(gram), dtype=gram.dtype)
-    shifted = gram * scale[:, None] * scale + shift * identity
+    shifted = gram * scale[:, None] * scale[None] + shift * identity
     unit = rows * scale[:, None]
     solved = matmul(inverse_factor(shifted), unit)
     return jnp.where(jnp.all(jnp.isfinite(solved)), solved, unit)

@@ -76,8 +76,9 @@ def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     Not `jax.random`: threefry, unrolled once for each leaf, was nine tenths of the
     compile time of a step, and any directions without structure will do here.
     """
-    x = lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(0x9E3779B9) + key[0]
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B) + key[1]
+    first, second = jax.random.key_data(key).ravel()[:2]
+    x = lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(0x9E3779B9) + first
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B) + second
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     x = lax.bitcast_convert_type(x ^ (x >> 16), jnp.int32)
     uniform = x.astype(jnp.float32) * (math.sqrt(3 / shape[1]) / 2**31)
