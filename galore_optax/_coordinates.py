@@ -6,8 +6,15 @@ from typing import Any
 import jax
 import optax
 
+from galore_optax._inner import is_affine
 from galore_optax._leaves import flatten
-from galore_optax._record import Recorded, galore_states, heard, is_state
+from galore_optax._record import (
+    Recorded,
+    galore_states,
+    heard,
+    is_state,
+    updates_that_reach,
+)
 from galore_optax._refresh import When
 from galore_optax._state import GaLoreState
 from galore_optax._transform import project_all, renew
@@ -43,7 +50,8 @@ def project_gradients(
       products (f32 for 16-bit leaves); and the state with the bases used.
 
     Raises:
-      ValueError: `state` or `gradients` belong to another tree.
+      ValueError: `state` or `gradients` belong to another tree; what comes before
+        `galore` in `tx` is not linear, such as clipping, and would see coordinates.
 
     Example:
       >>> import galore_optax, jax, jax.numpy as jnp, optax
@@ -62,10 +70,39 @@ def project_gradients(
     Source: Zhao et al., arXiv 2403.03507, section 4.3, asks for one update a batch.
     """
     records, _ = heard(tx, params)
+    given = state
     for record, old in zip(records, galore_states(records, state), strict=True):
         gradients, new = _project(record, gradients, old, refresh)
         state = _replaced(state, old, new)
+    if records:
+        _refuse_what_precedes(tx, gradients, given, params)
     return gradients, state
+
+
+def _refuse_what_precedes(
+    tx: optax.GradientTransformation, low: Any, state: Any, params: Any
+) -> None:
+    """Raises where something before `galore` would see coordinates, and mind it."""
+    leaves: list[Any]
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(low)
+
+    def reaching(leaves: list[Any]) -> list[Any]:
+        updates = treedef.unflatten(leaves)
+        return jax.tree.leaves(updates_that_reach(tx, updates, state, params))
+
+    try:
+        linear = is_affine(reaching, leaves)
+    except (TypeError, ValueError):
+        return  # no update will be made of these; what is wrong shows up there
+    if not linear:
+        raise ValueError(
+            "what precedes galore in this transformation is not a linear function of"
+            " the gradients (clipping, for instance). It would see their coordinates,"
+            " whose norms and sizes are others. Apply it to the gradients before"
+            " project_gradients, or put it inside galore, where it is meant to see"
+            " coordinates: galore(optax.chain(optax.clip_by_global_norm(1.0), inner))."
+        )
 
 
 def _project(

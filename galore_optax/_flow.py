@@ -10,7 +10,10 @@ Value = TypeVar("Value")
 # (equation, values of its operands) -> values of its results
 Apply: TypeAlias = Callable[[Any, list[Value]], list[Value]]
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call")
+_CALLS = (
+    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
 
 
 def follow(
@@ -47,6 +50,7 @@ def called(equation: Any) -> core.ClosedJaxpr | None:
     """What `equation` calls, if it is a call and nothing else."""
     if equation.primitive.name not in _CALLS:
         return None
-    jaxpr = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    jaxpr = next(equation.params[x] for x in names if x in equation.params)
     closed = isinstance(jaxpr, core.ClosedJaxpr)
     return jaxpr if closed else core.ClosedJaxpr(jaxpr, ())

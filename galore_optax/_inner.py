@@ -69,6 +69,16 @@ def depends_on_values(function: Callable[[Any], Any], argument: Any) -> bool:
     return any(traced.used_by(range(traced.outputs)))
 
 
+def is_affine(function: Callable[[Arrays], Arrays], argument: Arrays) -> bool:
+    """Whether the derivative of `function` is the same at every argument."""
+
+    def along(argument: Arrays, directions: Arrays) -> Arrays:
+        return jax.jvp(function, (argument,), (directions,))[1]
+
+    traced = _Traced(jax.make_jaxpr(along)(argument, argument))
+    return not any(traced.used_by(range(traced.outputs))[: len(argument)])
+
+
 def read_use(update: Update, arguments: Arguments) -> Reading:
     """Classifies `update`, and finds the part of it that is linear in the weights.
 

@@ -107,9 +107,9 @@ class Plan:
         values = self.flat.values
         return [(matrix, values[matrix.position]) for matrix in self.projected]
 
-    def without_values(self) -> "Plan":
-        """The plan alone, holding on to no array and no tracer."""
-        return self.with_values(())
+    def abstract(self) -> "Plan":
+        """The plan with shapes for values, holding on to no array and no tracer."""
+        return self.with_values(jax.tree.map(_shape, self.flat.nodes))
 
     def with_values(self, nodes: tuple[Any, ...]) -> "Plan":
         """The plan for other arrays of the same shapes."""
@@ -130,6 +130,10 @@ class Plan:
         ]
         traced = any(isinstance(each, jax.Array) for each in numbers)
         return Numbering((jnp if traced else np).concatenate(numbers), self.total)
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def same_leaves(plan: Plan, other: Flat, name: str) -> None:

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a transformation, however wrapped, what its `galore` parts project."""
+"""Asks a transformation, however wrapped, about the `galore` parts inside it."""
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from galore_optax._config import Config
-from galore_optax._inner import ParamsUse
 from galore_optax._leaves import is_masked
 from galore_optax._matrices import Plan
 from galore_optax._state import GaLoreState
@@ -19,9 +18,9 @@ from galore_optax._state import GaLoreState
 class Recorded(NamedTuple):
     """One `galore` inside a transformation."""
 
-    plan: Plan
+    plan: Plan  # with shapes in place of values
     config: Config
-    use: ParamsUse | None  # of params by the inner; None where that is unknown
+    inner: optax.GradientTransformation
 
 
 _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar(
@@ -29,21 +28,43 @@ _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar
 )
 
 
-def record(plan: Plan, config: Config, use: Callable[[], ParamsUse | None]) -> None:
+_UPDATES: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar(
+    "galore_optax_updates", default=None
+)
+
+
+def record(plan: Plan, config: Config, inner: optax.GradientTransformation) -> None:
     """Called by `init`; heard only inside `plans_of`."""
     records = _RECORDS.get()
     if records is not None:
-        records.append(Recorded(plan.without_values(), config, use()))
+        records.append(Recorded(plan.abstract(), config, inner))
+
+
+def record_updates(updates: Any) -> bool:
+    """Called by `update`; whether these updates were asked for, and nothing else."""
+    found = _UPDATES.get()
+    if found is not None:
+        found.append(updates)
+    return found is not None
 
 
 @contextlib.contextmanager
-def _listening() -> Iterator[list[Recorded]]:
-    records: list[Recorded] = []
-    token = _RECORDS.set(records)
+def _listening(variable: contextvars.ContextVar[Any]) -> Iterator[list[Any]]:
+    found: list[Any] = []
+    token = variable.set(found)
     try:
-        yield records
+        yield found
     finally:
-        _RECORDS.reset(token)
+        variable.reset(token)
+
+
+def updates_that_reach(
+    tx: optax.GradientTransformation, updates: Any, state: Any, params: Any
+) -> list[Any]:
+    """What each `galore` inside `tx` is given for coordinates `updates`; to trace."""
+    with _listening(_UPDATES) as found:
+        tx.update(updates, state, params, projected=True)
+    return found
 
 
 def plans_of(
@@ -67,7 +88,7 @@ def heard(
     tx: optax.GradientTransformation, params: Any
 ) -> tuple[tuple[Recorded, ...], Any]:
     """As `plans_of`, but there may be none."""
-    with _listening() as records:
+    with _listening(_RECORDS) as records:
         # A new function each time: JAX would remember the shapes, and trace no more.
         state = jax.eval_shape(lambda tree: tx.init(tree), params)
     return tuple(records), state

@@ -11,22 +11,31 @@ import optax
 from galore_optax._record import Recorded, galore_states, plans_of
 from galore_optax._refresh import Calendar, calendar
 
+# Steps after a scheduled one at which a refused basis may be tried again: gradients are
+# zero at first behind projections that begin as zeros, and not finite while the scale
+# of a 16-bit loss is being found.
+RETRIES = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class RefreshSchedule:
     """When a transformation refreshes something."""
 
     _records: tuple[Recorded, ...]
+    _calendars: tuple[Calendar, ...]  # one a record, NumPy arrays
 
     def due(self, step: int) -> bool:
-        """Whether any matrix is scheduled for a refresh at `step`, counted from 0.
+        """Whether any matrix may have to be refreshed at `step`, counted from 0.
 
-        Knows nothing of refused bases, which are due again at the next step; `owed`
-        does.
+        True where a refresh is scheduled, and at the eight steps that follow, because a
+        matrix whose new basis was refused (its gradient was zero or not finite) is due
+        again: the program with refresh code decides what to do, and does nothing where
+        nothing is owed. Only a matrix that is refused nine times in a row waits for the
+        next scheduled step, unless `owed` is asked.
         """
-        return step == 0 or any(
-            bool(np.any(_calendar(record).latest(step) == step))
-            for record in self._records
+        return step <= RETRIES or any(
+            bool(np.any(step - times.latest(step) <= RETRIES))
+            for times in self._calendars
         )
 
     def owed(self, state: Any) -> bool:
@@ -36,20 +45,17 @@ class RefreshSchedule:
         """
         states = galore_states(self._records, state)
         return any(
-            bool(np.any(_calendar(record).owed(found.refresh, int(found.count))))
-            for record, found in zip(self._records, states, strict=True)
+            bool(np.any(times.owed(found.refresh, int(found.count))))
+            for times, found in zip(self._calendars, states, strict=True)
         )
-
-
-def _calendar(record: Recorded) -> Calendar:
-    return calendar(record.plan, record.config.stagger)
 
 
 def refresh_schedule(tx: optax.GradientTransformation, params: Any) -> RefreshSchedule:
     """When `tx` refreshes its projectors, for programs that decide on the host.
 
     Two compiled steps, one without any refresh code, replace the conditional:
-    `step = refreshing if schedule.due(i) else steady`.
+    `step = refreshing if schedule.due(i) else steady`, where `refreshing` calls
+    `tx.update(...)` and `steady` calls `tx.update(..., refresh=False)`.
 
     Args:
       tx: a transformation that contains `galore`, however wrapped.
@@ -63,11 +69,11 @@ def refresh_schedule(tx: optax.GradientTransformation, params: Any) -> RefreshSc
 
     Example:
       >>> import galore_optax, jax.numpy as jnp, optax
-      >>> tx = galore_optax.galore(optax.adam(1e-3), rank=4, update_proj_gap=10)
+      >>> tx = galore_optax.galore(optax.adam(1e-3), rank=4, update_proj_gap=50)
       >>> params = {"w": jnp.ones((16, 32))}
       >>> schedule = galore_optax.refresh_schedule(tx, params)
-      >>> [step for step in range(30) if schedule.due(step)]
-      [0, 10, 20]
+      >>> [schedule.due(step) for step in (0, 8, 9, 49, 50, 58, 59)]
+      [True, True, False, False, True, True, False]
       >>> schedule.owed(tx.init(params))
       True
     """
@@ -80,4 +86,9 @@ def refresh_schedule(tx: optax.GradientTransformation, params: Any) -> RefreshSc
                     " unknown to the host. Add 'update_proj_gap' to the static_args of"
                     " optax.inject_hyperparams."
                 )
-    return RefreshSchedule(records)
+    return RefreshSchedule(records, tuple(map(_on_the_host, records)))
+
+
+def _on_the_host(record: Recorded) -> Calendar:
+    times = calendar(record.plan, record.config.stagger)
+    return Calendar(np.asarray(times.gaps), np.asarray(times.shifts))

@@ -80,7 +80,8 @@ class Floating:
 
     def initial(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         size = math.prod(shape[:-1])
-        return jnp.eye(size, shape[-1], dtype=self.dtype or dtype).reshape(shape)
+        dtype = jax.dtypes.canonicalize_dtype(self.dtype or dtype)
+        return jnp.eye(size, shape[-1], dtype=dtype).reshape(shape)
 
     def encode(self, basis: jax.Array, old: Any) -> jax.Array:
         return basis.astype(old.dtype)

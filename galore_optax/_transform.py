@@ -6,6 +6,7 @@ U, s = inner(R, s, Z)        any optax transformation, low-rank state
 ΔW = scale · P U + decay     lift; the decay acts on all of W, unscaled
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from galore_optax._inner import ParamsUse, depends_on_values
 from galore_optax._leaves import Flat, Placeholder, flatten, without_placeholders
 from galore_optax._matrices import Plan, same_leaves
 from galore_optax._projection import initial_projector, project, zero_coordinates
-from galore_optax._record import record
+from galore_optax._record import Recorded, record, record_updates
 from galore_optax._refresh import Refresh, When, initial_refresh, refresh_when_due
 from galore_optax._run import Frame, read_inner, run_inner
 from galore_optax._state import GaLoreState
@@ -49,7 +50,7 @@ def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
     inner = inner_of(plan)
     inner_params = _initial_coordinates(plan, config)
     _refuse_values(inner, inner_params)
-    record(plan, config, lambda: _params_use(inner, plan, config, inner_params))
+    record(plan, config, inner)
     projectors = [
         tuple(initial_projector(matrix, side, leaf) for side in matrix.sides)
         for matrix, leaf in plan.pairs()
@@ -99,11 +100,12 @@ def _dtypes(plan: Plan, config: Config, like: Flat | None = None) -> list[jnp.dt
     ]
 
 
-def _params_use(
-    inner: optax.GradientTransformation, plan: Plan, config: Config, params: Any
-) -> ParamsUse | None:
+def params_use(record: Recorded) -> ParamsUse | None:
+    """What the inner does with params; `None` where it needs extra arguments."""
+    plan, config, inner = record
+    state = jax.eval_shape(lambda: inner.init(_initial_coordinates(plan, config)))
     frame = Frame(plan, (), tuple(_dtypes(plan, config)))
-    return read_inner(inner, frame, plan.flat, jax.eval_shape(inner.init, params))
+    return read_inner(inner, frame, plan.flat, state)
 
 
 def _cast(value: Any, dtype: jnp.dtype) -> Any:
@@ -137,6 +139,8 @@ def _update(
     **extra_args: Any,
 ) -> tuple[Any, GaLoreState]:
     _state.check_type(state)
+    if record_updates(updates):
+        return optax.tree.zeros_like(params), state
     if projected:
         plan = _plan_of_coordinates(config, updates, params)
         weights: Flat | None = plan.flat
@@ -216,7 +220,7 @@ def _plan_of_coordinates(config: Config, updates: Any, params: Any) -> Plan:
 def _weights(plan: Plan, params: Any) -> Flat | None:
     if params is None:
         return None
-    flat = flatten(params)
+    flat = _without_functions(plan, flatten(params))
     same_leaves(plan, flat, "params")
     for path, update, param in zip(
         flat.paths, plan.flat.values, flat.values, strict=True
@@ -229,7 +233,21 @@ def _weights(plan: Plan, params: Any) -> Flat | None:
     return flat
 
 
+def _without_functions(plan: Plan, flat: Flat) -> Flat:
+    """The leaves of `flat` that updates have too, if all others are no arrays.
+
+    An Equinox model holds functions, where its gradients hold `None`.
+    """
+    found = dict(zip(flat.paths, flat.nodes, strict=True))
+    others = [found[path] for path in found if path not in plan.flat.paths]
+    if not others or not all(map(callable, others)):
+        return flat
+    nodes = tuple(found[path] for path in plan.flat.paths if path in found)
+    return dataclasses.replace(plan.flat, nodes=nodes)
+
+
 def _emit(plan: Plan, directions: Sequence[jax.Array], like: Flat) -> Any:
     """The updates as a tree like the gradients, in the dtypes of the parameters."""
-    values = [x.astype(y.dtype) for x, y in zip(directions, like.values, strict=True)]
+    dtypes = [jax.dtypes.canonicalize_dtype(value.dtype) for value in like.values]
+    values = [x.astype(dtype) for x, dtype in zip(directions, dtypes, strict=True)]
     return plan.flat.rebuild(values, [True] * len(values))

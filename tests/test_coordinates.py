@@ -95,3 +95,16 @@ def test_wrong_coordinates_are_named() -> None:
         tx.update(gradients, state, projected=True)
     with pytest.raises(ValueError, match=r"\(24, 16\) for 'down'.*are \(24, 4\)"):
         tx.update(gradients, state, PARAMS, projected=True)
+
+
+def test_what_precedes_galore_and_is_not_linear_is_refused() -> None:
+    """A norm of coordinates is another one; a constant factor is the same."""
+    gradients = normal_like(PARAMS, 0)
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), adamw())
+    with pytest.raises(ValueError, match=r"precedes galore .*before project_gradients"):
+        step(clipped, clipped.init(PARAMS), [gradients])
+    scaled = optax.chain(optax.scale(0.5), adamw())
+    updates, _ = step(scaled, scaled.init(PARAMS), [gradients])
+    expected, _ = scaled.update(gradients, scaled.init(PARAMS), PARAMS)
+    # Coordinates are halved in place of gradients, which is exact.
+    assert_close(updates, expected, 0)
