@@ -49,12 +49,6 @@ class Arguments(NamedTuple):
     def of_weights(self) -> Arrays:
         return [self.params[position] for position in self.weights]
 
-    def with_weights(self, weights: Arrays) -> Arrays:
-        params = list(self.params)
-        for position, weight in zip(self.weights, weights, strict=True):
-            params[position] = weight
-        return params
-
 
 class Reading(NamedTuple):
     """How params are used; where that is additive, the part linear in the weights."""
@@ -89,11 +83,19 @@ def read_use(update: Update, arguments: Arguments) -> Reading:
     Returns:
       the use of params, and its linear part.
     """
+    traced = _trace(update, arguments)
+    others = [i for i in range(traced.outputs) if i not in arguments.weights]
+    if not _uses_weights(traced, range(traced.outputs), arguments):
+        return Reading(ParamsUse.IGNORED)
+    if _uses_weights(traced, others, arguments):
+        return Reading(ParamsUse.COORDINATES)
+    start = len(arguments.gradients) + len(arguments.state)
+    weights = [start + position for position in arguments.weights]
+    head, tail = traced.split(weights, arguments.weights)
     try:
-        with_tangents = _trace_tangents(update, arguments)
+        return _read_derivative(head, _derivative(tail, len(weights)), arguments)
     except (TypeError, NotImplementedError) as error:
-        return _without_derivative(update, arguments, error)
-    return _classify(with_tangents, arguments)
+        return _aloud(str(error).splitlines()[0])
 
 
 class _Traced:
@@ -102,6 +104,10 @@ class _Traced:
     def __init__(self, closed: core.ClosedJaxpr) -> None:
         self.closed = closed
         self.outputs = len(closed.jaxpr.outvars)
+
+    @property
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        return list(self.closed.in_avals)
 
     def used_by(self, outputs: Iterable[int]) -> list[bool]:
         """Which inputs some of these outputs depend on."""
@@ -115,10 +121,40 @@ class _Traced:
         function = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, constants))
         return list(function(*_where(used, inputs)))
 
-    def needs(self, outputs: Iterable[int], primitive: str) -> bool:
-        """Whether the equations behind these outputs have one of that name."""
-        jaxpr, _, _ = self._pruned(outputs)
+    def needs(self, primitive: str) -> bool:
+        """Whether an equation behind some output has that name."""
+        jaxpr, _, _ = self._pruned(range(self.outputs))
         return primitive in str(jaxpr)
+
+    def split(
+        self, inputs: Sequence[int], outputs: Sequence[int]
+    ) -> tuple["_Traced", "_Traced"]:
+        """All that does not depend on some inputs, and the rest that leads to outputs.
+
+        Returns:
+          the program from all inputs to the values in between, and the one from
+          `inputs`, followed by those values, to `outputs`.
+        """
+        jaxpr, constants = self.closed.jaxpr, self.closed.consts
+        moving = {jaxpr.invars[position] for position in inputs}
+        equations, between = [], dict[Any, None]()
+        for equation in jaxpr.eqns:
+            read = _variables(equation.invars)
+            if not moving.isdisjoint(read):
+                equations.append(equation)
+                between.update((x, None) for x in read if x not in moving)
+                moving.update(equation.outvars)
+        results = [jaxpr.outvars[position] for position in outputs]
+        between.update((x, None) for x in _variables(results) if x not in moving)
+        head = jaxpr.replace(outvars=list(between))
+        given = [jaxpr.invars[position] for position in inputs]
+        tail = jaxpr.replace(
+            constvars=[], invars=[*given, *between], eqns=equations, outvars=results
+        )
+        return (
+            _Traced(core.ClosedJaxpr(head, constants)),
+            _Traced(core.ClosedJaxpr(tail, [])),
+        )
 
     def _pruned(self, outputs: Iterable[int]) -> tuple[Any, list[bool], list[bool]]:
         wanted = set(outputs)
@@ -130,56 +166,64 @@ def _where(flags: Sequence[bool], values: Sequence[Any]) -> Arrays:
     return [value for value, flag in zip(values, flags, strict=True) if flag]
 
 
+def _variables(atoms: Iterable[Any]) -> Arrays:
+    return [atom for atom in atoms if not isinstance(atom, core.Literal)]
+
+
 def _inputs(arguments: Arguments) -> Arrays:
     return [*arguments.gradients, *arguments.state, *arguments.params]
 
 
-def _trace_tangents(update: Update, arguments: Arguments) -> _Traced:
-    """Of (gradients, state, params, directions), to (updates, state, tangents)."""
-
-    def along(*flat: Any) -> tuple[Arrays, Arrays, Arrays]:
-        gradients, state, params, directions = _split(arguments, flat)
-        given = arguments._replace(params=params)
-
-        def updates(weights: Arrays) -> tuple[Arrays, tuple[Arrays, Arrays]]:
-            found, new = update(gradients, state, given.with_weights(weights))
-            return [found[position] for position in given.weights], (found, new)
-
-        _, tangents, (found, new) = jax.jvp(
-            updates, (given.of_weights,), (directions,), has_aux=True
-        )
-        return found, new, tangents
-
-    return _Traced(jax.make_jaxpr(along)(*_inputs(arguments), *arguments.of_weights))
-
-
 def _split(arguments: Arguments, flat: Sequence[Any]) -> list[Arrays]:
     rest, parts = list(flat), []
-    for part in (arguments.gradients, arguments.state, arguments.params):
+    for part in arguments[:3]:
         parts.append(rest[: len(part)])
         rest = rest[len(part) :]
-    return [*parts, rest]
+    return parts
 
 
-def _classify(traced: _Traced, arguments: Arguments) -> Reading:
-    tangents = range(traced.outputs - len(arguments.weights), traced.outputs)
-    others = [i for i in range(tangents.start) if i not in arguments.weights]
-    if not _uses_weights(traced, range(tangents.start), arguments):
-        return Reading(ParamsUse.IGNORED)
-    if _uses_weights(traced, others, arguments):
-        return Reading(ParamsUse.COORDINATES)
-    gradients, state, params, directions = _split(arguments, traced.used_by(tangents))
-    moments = [
-        s for s, moment in zip(state, arguments.is_moment, strict=True) if moment
-    ]
-    varies = any((*gradients, *moments, *(params[i] for i in arguments.weights)))
+def _trace(update: Update, arguments: Arguments) -> _Traced:
+    def results(*flat: Any) -> tuple[Arrays, Arrays]:
+        return update(*_split(arguments, flat))
+
+    return _Traced(jax.make_jaxpr(results)(*_inputs(arguments)))
+
+
+def _derivative(tail: _Traced, weights: int) -> _Traced:
+    """Of (weights, values in between, directions), to a tangent for each output."""
+
+    def along(*flat: Any) -> Arrays:
+        between = list(flat[weights : len(tail.inputs)])
+
+        def outputs(*given: Any) -> Arrays:
+            return tail.run(range(tail.outputs), [*given, *between])
+
+        return jax.jvp(outputs, flat[:weights], flat[len(tail.inputs) :])[1]
+
+    return _Traced(jax.make_jaxpr(along)(*tail.inputs, *tail.inputs[:weights]))
+
+
+def _read_derivative(
+    head: _Traced, derivative: _Traced, arguments: Arguments
+) -> Reading:
+    every, number = range(derivative.outputs), len(arguments.weights)
+    used = derivative.used_by(every)
+    weights, between, directions = used[:number], used[number:-number], used[-number:]
+    needed = [position for position, flag in enumerate(between) if flag]
+    gradients, state, _ = _split(arguments, head.used_by(needed))
+    varies = any((*weights, *gradients, *_where(arguments.is_moment, state)))
     if varies or not any(directions):
         return Reading(ParamsUse.COORDINATES)
-    if traced.needs(tangents, "custom_lin"):
+    if derivative.needs("custom_lin"):
         return _aloud("a function with a reverse-mode rule of its own")
 
     def decay(values: Arguments) -> Arrays:
-        return traced.run(tangents, [*_inputs(values), *values.of_weights])
+        given: Arrays = [None] * len(used)
+        found = head.run(needed, _inputs(values))
+        for position, value in zip(needed, found, strict=True):
+            given[number + position] = value
+        given[-number:] = values.of_weights
+        return derivative.run(every, given)
 
     return Reading(ParamsUse.ADDITIVE, decay)
 
@@ -187,22 +231,8 @@ def _classify(traced: _Traced, arguments: Arguments) -> Reading:
 def _uses_weights(
     traced: _Traced, outputs: Iterable[int], arguments: Arguments
 ) -> bool:
-    _, _, params, _ = _split(arguments, traced.used_by(outputs))
+    _, _, params = _split(arguments, traced.used_by(outputs))
     return any(params[position] for position in arguments.weights)
-
-
-def _without_derivative(
-    update: Update, arguments: Arguments, error: Exception
-) -> Reading:
-    def results(*flat: Any) -> tuple[Arrays, Arrays]:
-        gradients, state, params, _ = _split(arguments, flat)
-        return update(gradients, state, params)
-
-    # Raises by itself where the update, and not its derivative, is at fault.
-    traced = _Traced(jax.make_jaxpr(results)(*_inputs(arguments)))
-    if not _uses_weights(traced, range(traced.outputs), arguments):
-        return Reading(ParamsUse.IGNORED)
-    return _aloud(str(error).splitlines()[0])
 
 
 def _aloud(why: str) -> Reading:

@@ -4,6 +4,8 @@
 With `proj_type="full"` there are two projectors, and `R = P₁ᵀ G P₂`.
 """
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +23,7 @@ from galore_optax._sharding import (
     place,
     replicated,
 )
-from galore_optax._stored import Floating, Projector
+from galore_optax._stored import Floating, Projector, Storage
 
 
 def accumulation_dtype(*arrays: Any) -> jnp.dtype:
@@ -38,10 +40,7 @@ def project(
     """`PᵀG`: the projected axes of `gradient` replaced by one rank axis, in place."""
     sharding = explicit_sharding(gradient)
     for side, projector in zip(matrix.sides, projectors, strict=True):
-        basis = _decode(matrix, side, projector, gradient)
-        if max(side.axes) < gradient.ndim - 1:
-            basis = _rank_first(basis, len(matrix.batch))
-        gradient = _contract(side.project, basis, gradient, sharding)
+        gradient = _project(_product(matrix, side, sharding), projector, gradient)
     return gradient
 
 
@@ -54,21 +53,52 @@ def lift(
     """`P U`, of the shape of the leaf; `sharding` is its under an Explicit mesh."""
     pairs = list(zip(matrix.sides, projectors, strict=True))
     for side, projector in reversed(pairs):
-        basis = _decode(matrix, side, projector, update)
-        update = _contract(side.lift, basis, update, sharding)
+        update = _lift(_product(matrix, side, sharding), projector, update)
     return update
 
 
-def _decode(
-    matrix: Matrix, side: Side, projector: Projector, other: jax.Array
-) -> jax.Array:
-    """The basis as an array, for a product with `other` and no longer."""
-    if not isinstance(matrix.storage, Floating):
-        # Or XLA would decode every projector of the tree as soon as it can, once for
-        # both project and lift, and hold them all in between.
-        projector = after(projector, other)
+@dataclasses.dataclass(frozen=True)
+class _Product:
+    """All that is static of a product with one projector."""
+
+    side: Side
+    storage: Storage
+    shape: tuple[int, ...]  # of the projector
+    sharding: NamedSharding | None  # of the leaf, under an Explicit mesh
+    devices: int
+
+    def decode(self, projector: Projector, other: jax.Array) -> jax.Array:
+        """The basis as an array, for a product with `other` and no longer."""
+        if not isinstance(self.storage, Floating):
+            # Or XLA would decode every projector of the tree as soon as it can, once
+            # for both project and lift, and hold them all in between.
+            projector = after(projector, other)
+        return self.storage.decode(projector, self.shape, other.dtype)
+
+    @property
+    def batch(self) -> int:
+        """How many batch axes come first."""
+        return len(self.shape) - len(self.side.axes) - 1
+
+
+def _product(matrix: Matrix, side: Side, sharding: NamedSharding | None) -> _Product:
     shape = matrix.projector_shape(side)
-    return matrix.storage.decode(projector, shape, other.dtype)
+    return _Product(side, matrix.storage, shape, sharding, jax.device_count())
+
+
+# Compiled by themselves so that a tree's leaves of one shape are traced once.
+@functools.partial(jax.jit, static_argnums=0)
+def _project(product: _Product, projector: Projector, gradient: jax.Array) -> jax.Array:
+    basis = product.decode(projector, gradient)
+    if max(product.side.axes) < gradient.ndim - 1 and product.devices == 1:
+        basis = _rank_first(basis, product.batch)
+    return _contract(product.side.project, basis, gradient, product.sharding)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _lift(product: _Product, projector: Projector, update: jax.Array) -> jax.Array:
+    basis = product.decode(projector, update)
+    return _contract(product.side.lift, basis, update, product.sharding)
 
 
 def _rank_first(basis: jax.Array, axis: int) -> jax.Array:
@@ -78,8 +108,6 @@ def _rank_first(basis: jax.Array, axis: int) -> jax.Array:
     is not transposed, and would undo a transposition that it can see
     (benchmarks/floor.py).
     """
-    if jax.device_count() > 1:
-        return basis
 
     def transposed(basis: jax.Array) -> jax.Array:
         rows = lax.optimization_barrier(jnp.moveaxis(basis, -1, axis))

@@ -403,7 +403,7 @@ def test_params_may_be_an_unfiltered_equinox_model() -> None:
     eqx = pytest.importorskip("equinox")
     model = eqx.nn.MLP(8, 8, 32, 1, key=jax.random.key(0))
     params = eqx.filter(model, eqx.is_array)  # None where the model holds functions
-    tx = galore_optax.galore(optax.adamw(LR), rank=4)
+    tx = go.galore(optax.adamw(LR), rank=4)
     state = tx.init(params)
     found = tx.update(params, state, model)
     expected = tx.update(params, state, params)
@@ -411,7 +411,7 @@ def test_params_may_be_an_unfiltered_equinox_model() -> None:
 
 
 def test_params_in_64_bits_of_numpy_are_taken_as_jax_takes_them() -> None:
-    tx = galore_optax.galore(optax.adamw(LR), rank=4)
+    tx = go.galore(optax.adamw(LR), rank=4)
     params = {"w": np.ones((16, 24))}
     updates, _ = tx.update(params, tx.init(params), params)  # and warns of nothing
     assert updates["w"].dtype == jnp.float32
