@@ -23,6 +23,8 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+from galore_optax._decay import factors
+
 Arrays: TypeAlias = list[Any]
 # (gradients, state, params) -> (updates, state), one list of arrays each
 Update: TypeAlias = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
@@ -50,11 +52,18 @@ class Arguments(NamedTuple):
         return [self.params[position] for position in self.weights]
 
 
+class Decay(NamedTuple):
+    """What is linear in the weights, for one set of arguments."""
+
+    factors: list[jax.Array | None]  # where it is a number times the weight
+    arrays: Arrays  # all of it, one array a weight
+
+
 class Reading(NamedTuple):
     """How params are used; where that is additive, the part linear in the weights."""
 
     use: ParamsUse
-    decay: Callable[[Arguments], Arrays] | None = None  # one array a weight
+    decay: Callable[[Arguments], Decay] | None = None
 
 
 def depends_on_values(function: Callable[[Any], Any], argument: Any) -> bool:
@@ -217,13 +226,14 @@ def _read_derivative(
     if derivative.needs("custom_lin"):
         return _aloud("a function with a reverse-mode rule of its own")
 
-    def decay(values: Arguments) -> Arrays:
+    def decay(values: Arguments) -> Decay:
         given: Arrays = [None] * len(used)
         found = head.run(needed, _inputs(values))
         for position, value in zip(needed, found, strict=True):
             given[number + position] = value
         given[-number:] = values.of_weights
-        return derivative.run(every, given)
+        multiples = factors(derivative.closed.jaxpr, given[:-number], number)
+        return Decay(multiples, derivative.run(every, given))
 
     return Reading(ParamsUse.ADDITIVE, decay)
 

@@ -9,6 +9,7 @@ matrix' workspace is held, and a model compiles a handful of loops however deep 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,6 +29,8 @@ from galore_optax.subspace._base import matmul
 # Householder QR and LAPACK stay near 1e-6, the slowest accelerator's eigensolvers near
 # 1e-5; a basis that lost a direction is wrong by 1. bf16 storage adds 4e-3 later.
 ORTHONORMALITY_TOLERANCE = 1e-3
+
+_BRANCHES = 16  # of one switch
 
 When: TypeAlias = bool | jax.Array | None
 
@@ -283,7 +286,7 @@ def _renew_kind(
         later = due & (numbers > state.number)
         number = jnp.min(jnp.where(later, numbers, len(numbers)))
         entry = _at(entry_of, number)
-        views = lax.switch(_at(leaf_of, number), [leaf.pick for leaf in group], number)
+        views = _pick(group, _at(leaf_of, number), number)
         old = jax.tree.map(lambda stack: _at(stack, entry), state.stacks)
         cold = _at(turn.cold, number)
         key = turn.key_of(number)
@@ -299,6 +302,22 @@ def _renew_kind(
     start = _Loop(before, stacks, accepted)
     end = lax.fori_loop(0, jnp.sum(due), body, start)
     return _split(group, end.stacks, turn.step), end.accepted
+
+
+def _pick(
+    group: Sequence[_Leaf], position: jax.Array, number: jax.Array
+) -> list[jax.Array]:
+    """The gradients of matrix `number`, which is in the leaf at `position`.
+
+    JAX takes a time to trace a switch that grows with the square of its branches, so
+    that many of them are made two levels.
+    """
+    if len(group) <= _BRANCHES:
+        return lax.switch(position, [leaf.pick for leaf in group], number)
+    size = math.isqrt(len(group))
+    parts = [group[start : start + size] for start in range(0, len(group), size)]
+    branches = [functools.partial(_pick, part) for part in parts]
+    return lax.switch(position // size, branches, position % size, number)
 
 
 def _tables(
@@ -324,13 +343,15 @@ def _split(
     sizes = [leaf.matrix.count for leaf in group]
     starts = _opaque(np.cumsum([0, *sizes[:-1]]).tolist(), step)
 
-    def part(start: jax.Array, size: int, stack: jax.Array, old: jax.Array) -> Any:
-        return lax.dynamic_slice_in_dim(stack, start, size).reshape(old.shape)
-
     return [
-        jax.tree.map(functools.partial(part, start, size), stacks, leaf.projectors)
+        jax.tree.map(functools.partial(_part, start, size), stacks, leaf.projectors)
         for leaf, start, size in zip(group, starts, sizes, strict=True)
     ]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _part(start: jax.Array, size: int, stack: jax.Array, old: jax.Array) -> jax.Array:
+    return lax.dynamic_slice_in_dim(stack, start, size).reshape(old.shape)
 
 
 def _opaque(numbers: Sequence[int], step: jax.Array) -> tuple[jax.Array, ...]:

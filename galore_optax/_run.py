@@ -3,13 +3,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from galore_optax._decay import away_from_zero
 from galore_optax._inner import Arguments, ParamsUse, Reading, read_use
 from galore_optax._leaves import Flat, flatten
 from galore_optax._matrices import Matrix, Plan
@@ -17,6 +18,9 @@ from galore_optax._order import in_turn
 from galore_optax._projection import lift, project, zero_coordinates
 from galore_optax._sharding import explicit_sharding
 from galore_optax._stored import Projectors
+
+# By position: what the weight is multiplied by, where that is a number, and the decay.
+Decays: TypeAlias = Mapping[int, tuple[jax.Array | None, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +42,24 @@ class Frame:
         return self.cast(result)
 
     def lift(
-        self, updates: Sequence[jax.Array], like: Sequence[jax.Array]
+        self, updates: Sequence[jax.Array], params: Sequence[jax.Array], decay: Decays
     ) -> list[jax.Array]:
-        """`scale · P U` for each projected leaf, the update itself for the rest."""
+        """`scale · P U + decay` for each projected leaf, the rest as it is.
+
+        Args:
+          updates: of the inner, one a leaf.
+          params: of the leaves, or what has their shapes and dtypes.
+          decay: of projected leaves, by position.
+        """
         result = list(updates)
         lifted: list[jax.Array] = []
         for matrix, projectors in self.pairs():
             position = matrix.position
-            sharding = explicit_sharding(like[position])
             low = in_turn(updates[position], lifted)
-            full = lift(matrix, projectors, low, sharding)
-            lifted.append(full)
-            result[position] = jnp.asarray(matrix.scale, full.dtype) * full
+            low = jnp.asarray(matrix.scale, low.dtype) * low
+            weight, part = params[position], decay.get(position)
+            lifted.append(_lift_one(matrix, projectors, low, weight, part))
+            result[position] = lifted[-1]
         return result
 
     def cast(self, values: Sequence[jax.Array]) -> list[jax.Array]:
@@ -57,6 +67,34 @@ class Frame:
 
     def pairs(self) -> list[tuple[Matrix, Projectors]]:
         return list(zip(self.plan.projected, self.projectors, strict=True))
+
+
+def _lift_one(
+    matrix: Matrix,
+    projectors: Projectors,
+    low: jax.Array,
+    weight: jax.Array,
+    decay: tuple[jax.Array | None, jax.Array] | None,
+) -> jax.Array:
+    """`P U + decay`; of a 16-bit leaf without an array of its size in more bits.
+
+    There the decay is added to the rounded product, and one that is `b W` in bf16 is
+    written `b (P (U / b) + W)`: with `W` as it lies in memory all is one product. Each
+    form is off by a few roundings of the sum, as is the update that it becomes.
+    """
+    sharding, dtype = explicit_sharding(weight), weight.dtype
+    if dtype.itemsize > 2:
+        full = lift(matrix, projectors, low, sharding)
+        return full if decay is None else full + decay[1].astype(full.dtype)
+    if decay is None:
+        return lift(matrix, projectors, low.astype(dtype), sharding).astype(dtype)
+    factor, array = decay
+    if factor is None or dtype != jnp.bfloat16:
+        full = lift(matrix, projectors, low.astype(dtype), sharding).astype(dtype)
+        return full + array.astype(dtype)
+    factor = away_from_zero(factor, dtype)
+    low = (low / factor.astype(low.dtype)).astype(dtype)
+    return factor * (lift(matrix, projectors, low, sharding).astype(dtype) + weight)
 
 
 def run_inner(
@@ -92,15 +130,13 @@ def run_inner(
     if params is None:
         _check_state(jax.eval_shape(inner.init, low), state)
         updates, state = update(low, state, None)
-        return frame.lift(_leaves(flat, updates), like), state
+        return frame.lift(_leaves(flat, updates), like, {}), state
     whole = _FullSize(inner.init, update, frame, params, state)
     reading = whole.reading()
     inner_params = whole.coordinates(reading.use)
     updates, new_state = update(low, state, inner_params)
-    lifted = frame.lift(_leaves(flat, updates), like)
-    for position, decay in whole.decay(reading).items():
-        lifted[position] = lifted[position] + decay.astype(lifted[position].dtype)
-    return lifted, new_state
+    decay = whole.decay(reading)
+    return frame.lift(_leaves(flat, updates), like, decay), new_state
 
 
 def read_inner(
@@ -152,12 +188,13 @@ class _FullSize:
             values[position] = zero_coordinates(matrix, values[position], dtype)
         return self._tree(self.frame.cast(values))
 
-    def decay(self, reading: Reading) -> dict[int, jax.Array]:
+    def decay(self, reading: Reading) -> Decays:
         """The part of the update that is linear in the weights, by position."""
         if reading.decay is None:
             return {}
         arguments = self._arguments
-        return dict(zip(arguments.weights, reading.decay(arguments), strict=True))
+        pairs = zip(*reading.decay(arguments), strict=True)
+        return dict(zip(arguments.weights, pairs, strict=True))
 
     @functools.cached_property
     def _arguments(self) -> Arguments:
