@@ -14,7 +14,7 @@ basis as they lie in memory.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,10 @@ _NEARLY = 1e-3
 _PANEL = 96
 
 
-class _Iteration(NamedTuple):
+class _Passes(NamedTuple):
     rows: jax.Array
     gram: jax.Array
-    products: jax.Array  # still to do
-    passes: jax.Array  # since the last product
+    number: jax.Array
 
 
 def iterate(
@@ -50,7 +49,9 @@ def iterate(
     Rows that depend on those before are replaced, by noise orthogonal to the others.
 
     Between products one pass of Cholesky QR keeps the rows apart; after the last as
-    many as it takes. One loop does both, because each pass is expensive to compile.
+    many as it takes. Two loops, so that a batch of matrices (`jax.vmap`) runs as many
+    products as one does: a conditional in a single loop would become a select, which
+    computes both.
 
     Args:
       start: (rank, m).
@@ -63,25 +64,23 @@ def iterate(
       enough.
     """
 
-    def unfinished(state: _Iteration) -> jax.Array:
-        passing = (_error(state.gram) > _NEARLY) & (state.passes < _PASSES)
-        return (state.products > 0) | passing
+    def again(_: Any, rows: jax.Array) -> jax.Array:
+        return product(_pass(rows, _gram(rows)))
 
-    def once(state: _Iteration) -> _Iteration:
-        more = state.products > 0
+    def unfinished(state: _Passes) -> jax.Array:
+        return (_error(state.gram) > _NEARLY) & (state.number < _PASSES)
+
+    def once(state: _Passes) -> _Passes:
         rows = _pass(state.rows, state.gram)
         sound = jnp.abs(jnp.diagonal(state.gram) - 1) < 0.5  # false for NaN
-        again = (state.passes > 0) & (state.passes % _ANEW == 0)
-        rows = jnp.where((sound | ~again)[:, None], rows, noise)
-        rows = lax.cond(more, product, lambda rows: rows, rows)
-        passes = jnp.where(more, 0, state.passes + 1)
-        return _Iteration(rows, _gram(rows), state.products - 1, passes)
+        anew = (state.number > 0) & (state.number % _ANEW == 0)
+        rows = jnp.where((sound | ~anew)[:, None], rows, noise)
+        return _Passes(rows, _gram(rows), state.number + 1)
 
-    rows = product(start)
     left = jnp.asarray(products - 1, jnp.int32)
+    rows = lax.fori_loop(0, left, again, product(start))
     # No constant: inside `shard_map` a carry varies over devices from the start.
-    state = _Iteration(rows, _gram(rows), left, 0 * left)
-    end = lax.while_loop(unfinished, once, state)
+    end = lax.while_loop(unfinished, once, _Passes(rows, _gram(rows), 0 * left))
     return 1.5 * end.rows - 0.5 * matmul(end.gram, end.rows)
 
 
