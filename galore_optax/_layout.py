@@ -4,7 +4,8 @@
 The rule is a function of every path and shape of the tree at once, because no leaf
 tells its role alone: an auto-named head is just `Dense_0/kernel`, and a stacked kernel
 `(layers, in, out)` has as many axes as an attention kernel `(in, heads, head_dim)`.
-It knows the layouts of Flax linen and NNX, Equinox and MaxText.
+It knows the layouts of Flax linen and NNX, Equinox, MaxText and Gemma; what a name
+alone says is in `_words.py`.
 """
 
 import dataclasses
