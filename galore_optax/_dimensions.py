@@ -2,16 +2,18 @@
 """`weight_dimension_numbers`: what the user says about the axes of each leaf."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from galore_optax._layout import Axes, Verdict, recognise
-from galore_optax._leaves import Flat, flatten, masked_paths, path_string
+from galore_optax._leaves import Flat, flatten, masked_paths, named_leaves
 
 Shape = tuple[int, ...]
+
+VECTORS = ("norm", "bias", "vector")
 
 
 @runtime_checkable
@@ -34,7 +36,9 @@ def match_paths(rules: Mapping[str, Spec]) -> Callable[[Any], Any]:
     r"""Builds `weight_dimension_numbers` from patterns over the paths of leaves.
 
     The first pattern found anywhere in a leaf's path (`layers/0/attn/q/kernel`)
-    decides; a leaf that no pattern matches is left to the library's own rule.
+    decides; a leaf that no pattern matches is left to the library's own rule. So is a
+    leaf below a module that a pattern gives `True`: biases and norms in it stay at
+    full size. A pattern that names the leaf itself, such as `embedding`, selects it.
 
     Args:
       rules: by regular expression, `optax.contrib.MuonDimensionNumbers` for the axes,
@@ -43,9 +47,11 @@ def match_paths(rules: Mapping[str, Spec]) -> Callable[[Any], Any]:
 
     Returns:
       a callable of the params tree, for `galore(..., weight_dimension_numbers=...)`.
+      It raises `ValueError` where a pattern matches no leaf of that tree.
 
     Raises:
       re.error: a pattern is no regular expression.
+      TypeError: a value of `rules` is none of these.
 
     Example:
       Attention and MLP matrices only, as the reference selects them:
@@ -60,24 +66,59 @@ def match_paths(rules: Mapping[str, Spec]) -> Callable[[Any], Any]:
 
     Source: `torchrun_main.py` of the reference implementation selects by name.
     """
+    for pattern, spec in rules.items():
+        _check_spec(f"match_paths({{{pattern!r}: ...}})", spec)
     compiled = [(re.compile(pattern), spec) for pattern, spec in rules.items()]
 
     def weight_dimension_numbers(params: Any) -> Any:
         flat = flatten(params)
+        _check_matches(compiled, (*flat.paths, *masked_paths(params)))
         found = _recognise(flat)
         specs = [
-            _first_match(compiled, path, True if found[path].axes else None)
-            for path in flat.paths
+            _first_match(compiled, path, found[path], value.ndim)
+            for path, value in flat.items()
         ]
         return flat.treedef.unflatten(specs)
 
     return weight_dimension_numbers
 
 
-def _first_match(
-    rules: list[tuple[re.Pattern[str], Spec]], path: str, default: Spec
-) -> Spec:
-    return next((spec for pattern, spec in rules if pattern.search(path)), default)
+Rule: TypeAlias = tuple[re.Pattern[str], Spec]
+
+
+def _check_matches(rules: list[Rule], paths: tuple[str, ...]) -> None:
+    for pattern, _ in rules:
+        if not any(map(pattern.search, paths)):
+            raise ValueError(
+                f"match_paths has the pattern {pattern.pattern!r}, which matches no"
+                f" leaf. The leaves are: {_listing(paths)}. Correct the pattern, or"
+                " leave it out."
+            )
+
+
+def _first_match(rules: list[Rule], path: str, found: Verdict, ndim: int) -> Spec:
+    ours = True if found.axes else None
+    for pattern, spec in rules:
+        if pattern.search(path):
+            selects = spec is not True or _names_leaf(pattern, path, ndim)
+            return spec if selects else ours
+    return ours
+
+
+def _names_leaf(pattern: re.Pattern[str], path: str, ndim: int) -> bool:
+    """Whether `pattern` means this leaf and not all that is below some module.
+
+    It does where it would not match a sibling of another name. A matrix it also means
+    by a part of the leaf's own name.
+    """
+    module, slash, name = path.rpartition("/")
+    if not pattern.search(module + slash + _SIBLING):
+        return True
+    by_name = pattern.search(name) and not pattern.search(_SIBLING)
+    return ndim == 2 and bool(by_name)
+
+
+_SIBLING = "a_leaf_of_another_name"
 
 
 def _recognise(flat: Flat) -> dict[str, Verdict]:
@@ -102,73 +143,87 @@ def _shapes(flat: Flat) -> dict[str, Shape]:
 def resolve(numbers: WeightDimensionNumbers, params: Any) -> dict[str, Verdict]:
     """The verdict on every leaf of `params`, checked against its shape."""
     flat = flatten(params)
-    shapes = _shapes(flat)
     found = _recognise(flat)
     if _is_callable(numbers):
         numbers = numbers(params)
     if numbers is None:
         return found
     if isinstance(numbers, DimensionNumbers):
-        return {
-            path: _where_it_fits(numbers, value)
-            for path, value in zip(flat.paths, flat.values, strict=True)
-        }
-    specs = _by_path(numbers, flat, masked_paths(params))
-    return {
-        path: _verdict(path, shapes[path], spec, found[path])
-        for path, spec in specs.items()
-    }
+        return {path: _where_it_fits(numbers, value) for path, value in flat.items()}
+    given = _flatten_specs(numbers)
+    _check_places(given, flat.paths, masked_paths(params))
+    places = {path: _closest(given, path) for path in flat.paths}
+    everywhere = all(given[place] is True for place in places.values())
+    verdicts = {}
+    for path, shape in _shapes(flat).items():
+        place = places[path]
+        if place == path and given[place] is True:
+            verdicts[path] = _selected(path, shape, found[path], everywhere)
+        else:
+            verdicts[path] = _verdict(path, shape, given[place], found[path])
+    return verdicts
 
 
 def _is_callable(numbers: Any) -> bool:
-    return callable(numbers) and not isinstance(numbers, DimensionNumbers)
+    # A tree of specifications may itself be callable, as an Equinox module is.
+    specs = jax.tree.leaves(numbers, is_leaf=_is_spec)
+    return callable(numbers) and not (specs and all(map(_is_spec, specs)))
 
 
 def _is_spec(node: Any) -> bool:
     return node is None or isinstance(node, (bool, DimensionNumbers))
 
 
-def _by_path(numbers: Any, flat: Flat, masked: list[str]) -> dict[str, Spec]:
-    """Matches a tree of specs, or a prefix of one, to leaves by path.
+def _check_spec(where: str, spec: Any) -> None:
+    if not _is_spec(spec):
+        raise TypeError(
+            f"{where} is {spec!r}. Use"
+            " optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis),"
+            " True for the library's own choice of axes, or None for full size."
+        )
+
+
+def _flatten_specs(numbers: Any) -> dict[str, Spec]:
+    given = dict(named_leaves(numbers, _is_spec))
+    for path, spec in given.items():
+        _check_spec(f"weight_dimension_numbers at '{path}'", spec)
+    return given
+
+
+def _check_places(
+    given: dict[str, Spec], paths: tuple[str, ...], masked: list[str]
+) -> None:
+    known = {prefix for path in (*paths, *masked) for prefix in _prefixes(path)}
+    for path in given:
+        if path not in known:
+            raise ValueError(
+                f"weight_dimension_numbers has an entry at '{path}', where params have"
+                f" no leaf. The leaves are: {_listing(paths)}. Give a tree of the"
+                " same structure as params, or a prefix of it."
+            )
+
+
+def _closest(given: dict[str, Spec], path: str) -> str:
+    """Where the specification of this leaf is given: at it, or above it.
 
     By path and not by structure: wrappers replace leaves by `MaskedNode`, and NNX
     boxes them in `init` only.
     """
-    given = _flatten_specs(numbers)
-    for path in given:
-        if not any(_covers(path, other) for other in (*flat.paths, *masked)):
-            raise ValueError(
-                f"weight_dimension_numbers has an entry at '{path}', where params have"
-                f" no leaf. The leaves are: {_listing(flat.paths)}. Give a tree of the"
-                " same structure as params, or a prefix of it."
-            )
-    return {path: _closest(given, path) for path in flat.paths}
+    for prefix in _prefixes(path):
+        if prefix in given:
+            return prefix
+    raise ValueError(
+        f"weight_dimension_numbers says nothing about the leaf '{path}'. Add an"
+        " entry for it: None keeps it at full size."
+    )
 
 
-def _flatten_specs(numbers: Any) -> dict[str, Spec]:
-    pairs, _ = jax.tree_util.tree_flatten_with_path(numbers, is_leaf=_is_spec)
-    for path, spec in pairs:
-        if not _is_spec(spec):
-            raise TypeError(
-                f"weight_dimension_numbers at '{path_string(path)}' is {spec!r}. Use"
-                " optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis),"
-                " True for the library's own choice of axes, or None for full size."
-            )
-    return {path_string(path): spec for path, spec in pairs}
-
-
-def _covers(prefix: str, path: str) -> bool:
-    return prefix in ("", path) or path.startswith(prefix + "/")
-
-
-def _closest(given: dict[str, Spec], path: str) -> Spec:
-    prefixes = [prefix for prefix in given if _covers(prefix, path)]
-    if not prefixes:
-        raise ValueError(
-            f"weight_dimension_numbers says nothing about the leaf '{path}'. Add an"
-            " entry for it: None keeps it at full size."
-        )
-    return given[max(prefixes, key=len)]
+def _prefixes(path: str) -> Iterator[str]:
+    """The path and those of all nodes above it, longest first."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+    yield ""
 
 
 def _listing(paths: tuple[str, ...], most: int = 8) -> str:
@@ -180,7 +235,7 @@ def _where_it_fits(numbers: DimensionNumbers, value: Any) -> Verdict:
     if unsuitable(value):
         return Verdict(None, unsuitable(value))
     try:
-        return Verdict(_axes("", tuple(value.shape), numbers), "as given")
+        return Verdict(_axes("", tuple(value.shape), numbers), "as given", named=True)
     except ValueError:
         return Verdict(None, "axes do not fit")
 
@@ -189,14 +244,24 @@ def _verdict(path: str, shape: Shape, spec: Spec, found: Verdict) -> Verdict:
     if spec is None or spec is False:
         return Verdict(None, "as given" if found.axes else found.reason)
     if isinstance(spec, DimensionNumbers):
-        return Verdict(_axes(path, shape, spec), "as given")
-    if found.axes is not None:
-        return found
-    if len(shape) == 2:
+        return Verdict(_axes(path, shape, spec), "as given", named=True)
+    return found
+
+
+def _selected(path: str, shape: Shape, found: Verdict, everywhere: bool) -> Verdict:
+    """What `True` at this very leaf makes of it.
+
+    `everywhere` it is given to all leaves alike, and cannot mean a bias or a norm.
+    """
+    meant = not everywhere or found.reason not in VECTORS
+    if found.axes is None and len(shape) == 2 and meant:
         return Verdict(_as_matrix(path), "as given")
+    if found.axes or everywhere:
+        return found
     raise ValueError(
         f"weight_dimension_numbers selects '{path}' of shape {shape}, whose axes the"
-        f" library's rule does not know ({found.reason}). Name them:"
+        f" library's rule does not know ({found.reason}). Give None to keep it at full"
+        " size, or name its axes:"
         " optax.contrib.MuonDimensionNumbers(reduction_axis=..., output_axis=...)."
     )
 

@@ -4,7 +4,8 @@
 The rule is a function of every path and shape of the tree at once, because no leaf
 tells its role alone: an auto-named head is just `Dense_0/kernel`, and a stacked kernel
 `(layers, in, out)` has as many axes as an attention kernel `(in, heads, head_dim)`.
-It knows the layouts of Flax linen and NNX, Equinox and MaxText.
+It knows the layouts of Flax linen and NNX, Equinox, MaxText and Gemma; what a name
+alone says is in `_words.py`.
 """
 
 import dataclasses
@@ -12,26 +13,22 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from galore_optax import _words
+
 Shape = tuple[int, ...]
 
-_EMBEDDING = re.compile(r"embed|(^|_)emb|emb(_|$)|^wte$|^wpe$", re.IGNORECASE)
-_POSITION = re.compile(r"pos|wpe|type", re.IGNORECASE)
-_HEAD = re.compile(
-    r"(^|_)(lm)?head(_?\d+)?$|(^|_)(logits|unembed|classifier)|^score$", re.IGNORECASE
-)
-_NORM = re.compile(r"norm|(^|_)(ln|rms|bn)(_|\d|$)|^scale$|^gamma$|^beta$", re.I)
-_CONV = re.compile(r"conv|patch", re.IGNORECASE)
-_BIAS = re.compile(r"bias$", re.IGNORECASE)
-_EXPERT = re.compile(r"expert|moe", re.IGNORECASE)
 _ATTENTION_IN = re.compile(r"^((q|k|v)(_?proj)?|query|key|value)(_?proj)?$", re.I)
 _ATTENTION_OUT = re.compile(r"^(o|out|o_?proj|out_?proj|attn_out)$", re.IGNORECASE)
 
-_EXCLUDED_MODULES = (
-    (_NORM, "norm"),
-    (_EMBEDDING, "embedding"),
-    (_CONV, "convolution"),
-    (_HEAD, "head"),
-)
+# Gemma's, whose names say what axes they have: rows and cols, from the last axis.
+_EINSUMS = {
+    "q_einsum": ((-3, -1), (-2,), "attention"),  # (heads, in, head_dim)
+    "kv_einsum": ((-3, -1), (-2,), "attention"),  # (2, heads, in, head_dim)
+    "qkv_einsum": ((-3, -1), (-2,), "attention"),  # (3, heads, in, head_dim)
+    "attn_vec_einsum": ((-1,), (-3, -2), "attention"),  # (heads, head_dim, out)
+    "gating_einsum": ((-2,), (-1,), "stacked"),  # (2, out, in)
+}
+_MODEL_MATRICES = frozenset("ABCD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +48,11 @@ class Axes:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the rule makes of a leaf: its axes, or `None`, and the reason."""
+    """What becomes of a leaf: its axes, or `None` for full size, and the reason."""
 
     axes: Axes | None
     reason: str
+    named: bool = False  # the user names the axes, and is not the rule's to correct
 
 
 def recognise(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
@@ -67,100 +65,111 @@ def recognise(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
       a verdict for each path.
     """
     stacks = _stack_axes(shapes)
-    heads = _heads(shapes, stacks)
-    return {
-        path: _recognise(path, shape, stacks.get(path), path in heads, shapes)
-        for path, shape in shapes.items()
-    }
+    found = {path: _recognise(path, shape, stacks) for path, shape in shapes.items()}
+    for reason, leaves in (
+        ("state space", _state_spaces(shapes)),
+        ("head", _heads(shapes, found)),
+    ):
+        found.update(
+            {path: Verdict(None, reason) for path in leaves if found[path].axes}
+        )
+    return found
 
 
-def _recognise(
-    path: str,
-    shape: Shape,
-    stack: int | None,
-    head: bool,
-    shapes: Mapping[str, Shape],
-) -> Verdict:
-    reason = _excluded(path, head)
+def _recognise(path: str, shape: Shape, stacks: Mapping[str, int]) -> Verdict:
+    stack = stacks.get(path)
+    core = tuple(axis for axis in range(len(shape)) if axis != stack)
+    reason = _words.excluded(path)
+    if reason is None:
+        reason = "vector" if len(core) < 2 else _words.table(path)
     if reason:
         return Verdict(None, reason)
-    core = tuple(axis for axis in range(len(shape)) if axis != stack)
-    if len(core) < 2:
-        return Verdict(None, "vector")
     if len(core) == 2:
         return Verdict(
             _linear(path, core), "stacked" if stack is not None else "matrix"
         )
-    if len(core) == 3 and _any_part(_EXPERT, path):
+    if len(core) == 3 and _words.is_expert(path):
         return Verdict(_linear(path, core[1:]), "experts")
-    return _attention(path, core, shapes) or Verdict(None, "unknown layout")
-
-
-def _excluded(path: str, head: bool) -> str | None:
-    if _BIAS.search(_name(path)):
-        return "bias"
-    for pattern, reason in _EXCLUDED_MODULES:
-        if _any_part(pattern, path):
-            return reason
-    return "head" if head else None
-
-
-def _any_part(pattern: re.Pattern[str], path: str) -> bool:
-    return any(pattern.search(part) for part in path.split("/"))
+    axes = _attention(path, core)
+    if axes:
+        return Verdict(axes, "attention")
+    return _einsum(path, core) or Verdict(None, "unknown layout")
 
 
 def _linear(path: str, core: Sequence[int]) -> Axes:
     first, second = core
     # Flax stores kernels, and MaxText its experts, as (in, out).
     name = _name(path)
-    is_kernel = name == "kernel" or (name != "weight" and _any_part(_EXPERT, path))
+    is_kernel = name == "kernel" or (name != "weight" and _words.is_expert(path))
     rows, cols = (second, first) if is_kernel else (first, second)
     return Axes((rows,), (cols,))
 
 
-def _attention(
-    path: str, core: tuple[int, ...], shapes: Mapping[str, Shape]
-) -> Verdict | None:
+def _attention(path: str, core: tuple[int, ...]) -> Axes | None:
     if len(core) != 3 or _name(path) != "kernel":
         return None
-    module = path.split("/")[-2] if "/" in path else ""
     first, middle, last = core
-    if _ATTENTION_IN.match(module):
-        return Verdict(Axes((middle, last), (first,)), "attention")
-    if _ATTENTION_OUT.match(module):
-        return Verdict(Axes((last,), (first, middle)), "attention")
+    if _ATTENTION_IN.match(_module(path)):
+        return Axes((middle, last), (first,))
+    if _ATTENTION_OUT.match(_module(path)):
+        return Axes((last,), (first, middle))
     return None
+
+
+def _einsum(path: str, core: tuple[int, ...]) -> Verdict | None:
+    name = _module(path) if _name(path) == "w" else _name(path)
+    if name not in _EINSUMS or len(core) not in (3, 4):
+        return None
+    rows, cols, reason = _EINSUMS[name]
+    axes = Axes(tuple(core[x] for x in rows), tuple(core[x] for x in cols))
+    return Verdict(axes, reason)
 
 
 def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _heads(shapes: Mapping[str, Shape], stacks: Mapping[str, int]) -> set[str]:
-    """The one kernel whose output axis is a vocabulary, for each vocabulary."""
-    kernels = {
-        path: shape
-        for path, shape in shapes.items()
-        if len(shape) == 2 and path not in stacks and not _excluded(path, head=False)
-    }
-    found = set()
-    for size in _vocabularies(shapes):
-        outputs = [
-            p for p, s in kernels.items() if s[_linear(p, (0, 1)).rows[0]] == size
-        ]
-        if len(outputs) == 1:
-            found.update(outputs)
-    return found
+def _module(path: str) -> str:
+    return path.split("/")[-2] if "/" in path else ""
 
 
-def _vocabularies(shapes: Mapping[str, Shape]) -> set[int]:
+def _state_spaces(shapes: Mapping[str, Shape]) -> list[str]:
+    """`A`, `B`, `C` and `D` beside a leaf that only a state-space model has."""
+    models = {path.rpartition("/")[0] for path in shapes if _words.is_state_space(path)}
+    return [
+        path
+        for path in shapes
+        if _name(path) in _MODEL_MATRICES and path.rpartition("/")[0] in models
+    ]
+
+
+def _heads(shapes: Mapping[str, Shape], found: Mapping[str, Verdict]) -> list[str]:
+    """The one kernel that ends in a vocabulary, where no head is named.
+
+    A size that is also some kernel's input is a hidden width, vocabulary or not.
+    """
+    if any(verdict.reason == "head" for verdict in found.values()):
+        return []
+    by_output: dict[int, list[str]] = {}
+    inputs = set()
+    for path, verdict in found.items():
+        if verdict.axes and verdict.reason == "matrix":
+            by_output.setdefault(shapes[path][verdict.axes.rows[0]], []).append(path)
+            inputs.add(shapes[path][verdict.axes.cols[0]])
+    outputs = [by_output.get(v, []) for v in _vocabularies(shapes, found) - inputs]
+    return [paths[0] for paths in outputs if len(paths) == 1]
+
+
+def _vocabularies(
+    shapes: Mapping[str, Shape], found: Mapping[str, Verdict]
+) -> set[int]:
     return {
         shape[0]
         for path, shape in shapes.items()
         if len(shape) == 2
         and shape[0] != shape[1]
-        and _any_part(_EMBEDDING, path)
-        and not _any_part(_POSITION, path)
+        and found[path].reason == "embedding"
+        and not _words.is_position_or_type(path)
     }
 
 
@@ -171,46 +180,71 @@ def _stack_axes(shapes: Mapping[str, Shape]) -> dict[str, int]:
     its vectors have two axes and its matrices three or more.
     """
     found: dict[str, int] = {}
-    for members in _modules(shapes):
+    for module, members in _modules(shapes):
         if members[0] in found:
             continue
-        axis = _shared_axis({path: shapes[path] for path in members})
+        axis = _shared_axis(module, {path: shapes[path] for path in members})
         if axis is not None:
             found.update(dict.fromkeys(members, axis))
     return found
 
 
-def _modules(shapes: Mapping[str, Shape]) -> list[list[str]]:
-    """The leaves below each inner node of the tree, outermost nodes first."""
+def _modules(shapes: Mapping[str, Shape]) -> list[tuple[str, list[str]]]:
+    """Path of, and leaves below, each inner node of the tree, outermost nodes first."""
     members: dict[tuple[str, ...], list[str]] = {}
     for path in shapes:
         parts = tuple(path.split("/"))
         for depth in range(len(parts)):
             members.setdefault(parts[:depth], []).append(path)
-    return [members[node] for node in sorted(members, key=len)]
+    return [("/".join(node), members[node]) for node in sorted(members, key=len)]
 
 
-def _shared_axis(shapes: Mapping[str, Shape]) -> int | None:
-    candidates = _candidate_axes(shapes)
-    for axis in candidates:
+def _shared_axis(module: str, shapes: Mapping[str, Shape]) -> int | None:
+    for axis in _candidate_axes(module, shapes):
         if len({shape[axis] for shape in shapes.values()}) == 1:
             return axis
     return None
 
 
-def _candidate_axes(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
+def _candidate_axes(module: str, shapes: Mapping[str, Shape]) -> tuple[int, ...]:
     ranks = [len(shape) for shape in shapes.values()]
     if min(ranks) < 2 or max(ranks) < 3:
         return ()
-    if not any(_is_vector(path) for path in shapes):
-        # `up (L, d, f)` beside `down (L, f, d)` is a stack; `query (d, h, k)` beside
-        # `key (d, h, k)` is not.
-        sizes = {math.prod(shape) for shape in shapes.values()}
-        return (0,) if min(ranks) > 2 and len(sizes) < len(set(shapes.values())) else ()
-    # One `query` kernel (d, h, k) with its bias (h, k) shares axis 1 where h = k.
-    return (0, 1) if sum(rank > 2 for rank in ranks) > 1 else (0,)
+    if any(_is_vector(path, shape) for path, shape in shapes.items()):
+        # One `query` kernel (d, h, k) with its bias (h, k) shares axis 1 where h = k.
+        return (0, 1) if sum(rank > 2 for rank in ranks) > 1 else (0,)
+    if _holds_layers(module, shapes):
+        return (0,)
+    # `up (L, d, f)` beside `down (L, f, d)` is a stack; `query (d, h, k)` beside
+    # `key (d, h, k)` is not.
+    sizes = {math.prod(shape) for shape in shapes.values()}
+    return (0,) if min(ranks) > 2 and len(sizes) < len(set(shapes.values())) else ()
 
 
-def _is_vector(path: str) -> bool:
-    parent_and_name = "/".join(path.split("/")[-2:])
-    return bool(_BIAS.search(_name(path))) or _any_part(_NORM, parent_and_name)
+def _is_vector(path: str, shape: Shape) -> bool:
+    if len(shape) == 2 and _words.is_short_bias(path):
+        return True
+    return _words.is_bias(path) or any(map(_words.is_norm, path.split("/")[-2:]))
+
+
+def _holds_layers(module: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether this is `blocks` or `layers`, written by hand as one stack.
+
+    One leaf of it has to be no attention kernel, which has three axes by itself, and
+    what has two axes has to be a vector's size of what has more.
+    """
+    if not _words.is_stack(_name(module)) or _is_numbered(module, shapes):
+        return False
+    matrices = {path: shape for path, shape in shapes.items() if len(shape) > 2}
+    widths = {size for shape in matrices.values() for size in shape[1:]}
+    return all(
+        shape[1] in widths for shape in shapes.values() if len(shape) == 2
+    ) and not all(
+        len(shape) == 3 and _attention(path, (0, 1, 2))
+        for path, shape in matrices.items()
+    )
+
+
+def _is_numbered(module: str, shapes: Mapping[str, Shape]) -> bool:
+    children = (path[len(module) :].strip("/").split("/")[0] for path in shapes)
+    return any(re.fullmatch(r"((layer|block)s?_?)?\d+", child) for child in children)

@@ -8,7 +8,8 @@ unchanged shape and dropped around the others.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,27 +17,59 @@ import numpy as np
 import optax
 from jax.tree_util import GetAttrKey
 
+_VALUE = GetAttrKey("value")
+
 
 def path_string(path: tuple[Any, ...]) -> str:
-    """The path as `a/b/0/kernel`, without the `.value` that a box appends."""
-    return "/".join(_names(path))
+    """The path as `a/b/0/kernel`, without the `.value` that a box appends.
+
+    A path does not say whether what ends it is a box: `named_leaves` looks.
+    """
+    return _join(path[:-1] if path[-1:] == (_VALUE,) else path)
 
 
-def _names(path: tuple[Any, ...]) -> list[str]:
-    if path and path[-1] == GetAttrKey("value"):
-        path = path[:-1]
-    return [jax.tree_util.keystr((key,), simple=True) for key in path]
+def _join(path: tuple[Any, ...]) -> str:
+    return "/".join(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def named_leaves(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
+    """Every leaf with its path, in which no box has a part, whatever it holds."""
+    return [(_join(path), leaf) for path, leaf in _walk(tree, is_leaf, ())]
+
+
+def _walk(
+    tree: Any, is_leaf: Callable[[Any], bool] | None, above: tuple[Any, ...]
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    def ends(node: Any) -> bool:
+        return (is_leaf is not None and is_leaf(node)) or _wraps(node)
+
+    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=ends)[0]:
+        if (is_leaf is None or not is_leaf(node)) and _wraps(node):
+            yield from _walk(_children(node)[0][1], is_leaf, above + path)
+        else:
+            yield above + path, node
+
+
+def _children(node: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    pairs, _ = jax.tree_util.tree_flatten_with_path(
+        node, is_leaf=lambda child: child is not node
+    )
+    return pairs
+
+
+def _wraps(node: Any) -> bool:
+    """Whether `node` has one child only, in an attribute named `value`."""
+    return [path for path, _ in _children(node)] == [(_VALUE,)]
 
 
 def is_box(node: Any) -> bool:
     """Whether `node` holds exactly one leaf, in an attribute named `value`."""
-    children, _ = jax.tree_util.tree_flatten_with_path(
-        node, is_leaf=lambda child: child is not node
+    children = _children(node)
+    return [path for path, _ in children] == [(_VALUE,)] and jax.tree_util.all_leaves(
+        [children[0][1]]
     )
-    if len(children) != 1:
-        return False
-    ((path, child),) = children
-    return path == (GetAttrKey("value"),) and jax.tree_util.all_leaves([child])
 
 
 def _rebox(node: Any, value: Any) -> Any:
@@ -51,10 +84,9 @@ class Flat:
     nodes: tuple[Any, ...]  # arrays, or boxes around one array
     treedef: Any  # of the tree with every node, boxed or not, as a leaf
 
-    @property
-    def values(self) -> list[Any]:
-        leaves = [jax.tree.leaves(node)[0] for node in self.nodes]
-        return [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves]
+    @functools.cached_property
+    def values(self) -> Sequence[Any]:
+        return tuple(map(_array, self.paths, self.nodes))
 
     def items(self) -> list[tuple[str, Any]]:
         return list(zip(self.paths, self.values, strict=True))
@@ -72,17 +104,36 @@ class Flat:
         return self.treedef.flatten_up_to(tree)
 
 
+def _array(path: str, node: Any) -> Any:
+    leaf = jax.tree.leaves(node)[0]
+    if hasattr(leaf, "dtype"):
+        return leaf
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(
+            f"'{path}' is {leaf!r}, and not an array. Pass arrays alone: of an Equinox"
+            " model, eqx.filter(model, eqx.is_inexact_array)."
+        )
+    return array
+
+
 def flatten(tree: Any) -> Flat:
     """Takes `tree` apart; `None` and `optax.MaskedNode` are no leaves."""
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
-    paths = tuple(path_string(path) for path, _ in pairs)
+    paths = tuple(_join(path) for path, _ in pairs)
     return Flat(paths, tuple(node for _, node in pairs), treedef)
 
 
 def masked_paths(tree: Any) -> list[str]:
-    """Where `optax.masked` or `optax.partition` took leaves out of `tree`."""
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_masked)
-    return [path_string(path) for path, node in pairs if is_masked(node)]
+    """Where a leaf was taken out of `tree`.
+
+    `optax.masked` and `optax.partition` leave a `MaskedNode`, Equinox leaves `None`.
+    """
+    return [path for path, node in named_leaves(tree, _is_gone) if _is_gone(node)]
+
+
+def _is_gone(node: Any) -> bool:
+    return node is None or is_masked(node)
 
 
 def is_masked(node: Any) -> bool:

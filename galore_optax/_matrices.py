@@ -81,6 +81,15 @@ class Matrix:
         return (*self.batch_shape, *sizes, self.rank)
 
 
+class Reached(NamedTuple):
+    """A leaf whose rank is no smaller than one of its dimensions."""
+
+    path: str
+    rank: int  # as asked for
+    dimension: int  # the smaller one of its matrices
+    whole: bool  # kept at full size for it; else the rank is clipped
+
+
 class Numbering(NamedTuple):
     """Which matrices of the whole tree are at hand."""
 
@@ -97,6 +106,7 @@ class Plan:
     reasons: tuple[str, ...]
     total: int  # matrices in the whole tree
     layer: Any = None  # int32 scalar where leaves are sliced
+    reached: tuple[Reached, ...] = ()
 
     @property
     def projected(self) -> tuple[Matrix, ...]:
@@ -141,9 +151,14 @@ def same_leaves(plan: Plan, other: Flat, name: str) -> None:
     if plan.flat.paths == other.paths:
         return
     ours, theirs = set(plan.flat.paths), set(other.paths)
+    lacks = [
+        f"{which} lack {few(paths)}"
+        for which, paths in (("updates", theirs - ours), (name, ours - theirs))
+        if paths
+    ]
     raise ValueError(
-        f"updates and {name} are different trees: only updates have"
-        f" {few(ours - theirs)}; only {name} have {few(theirs - ours)}. Pass the"
+        f"updates and {name} are different trees:"
+        f" {'; '.join(lacks) or 'their leaves come in another order'}. Pass the"
         " gradients of the parameters that the optimizer was initialised with."
     )
 

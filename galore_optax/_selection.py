@@ -3,18 +3,21 @@
 
 import dataclasses
 import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, get_args
 
 from galore_optax._arguments import check_gap, check_rank, check_scale
 from galore_optax._dimensions import WeightDimensionNumbers, resolve, unsuitable
 from galore_optax._layout import Axes, Verdict
 from galore_optax._leaves import flatten
-from galore_optax._matrices import Matrix, Plan, Side, few
+from galore_optax._matrices import Matrix, Plan, Reached, Side, few
 from galore_optax._stored import Storage
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax._whole import current
 
 PROJ_TYPES: tuple[str, ...] = get_args(ProjType)
+SAVES_NOTHING = "rank saves nothing"
 
 
 class Leaf(NamedTuple):
@@ -34,6 +37,8 @@ class _Place(NamedTuple):
     axes: Axes | None
     reason: str
     number: int  # of its first matrix
+    rank: int = 0
+    reached: Reached | None = None
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -89,26 +94,50 @@ class Selection:
         places = self._places(params if whole is None else whole.params)
         matrices = tuple(
             self._matrix(position, path, value, _find(places, path))
-            for position, (path, value) in enumerate(
-                zip(flat.paths, flat.values, strict=True)
-            )
+            for position, (path, value) in enumerate(flat.items())
         )
-        reasons = tuple(places[path].reason for path in flat.paths)
         total = sum(place.matrices for place in places.values())
-        plan = Plan(flat, matrices, reasons, total, whole and whole.layer)
         if not total:
-            raise ValueError(_nothing_projected(plan))
-        return plan
+            raise ValueError(_nothing_projected(places))
+        return Plan(
+            flat,
+            matrices,
+            tuple(places[path].reason for path in flat.paths),
+            total,
+            whole and whole.layer,
+            _reached(places[path] for path in flat.paths),
+        )
 
     def _places(self, params: Any) -> dict[str, _Place]:
         flat, number = flatten(params), 0
+        _check_paths(flat.paths)
         verdicts = resolve(self.weight_dimension_numbers, params)
         places = {}
-        for path, value in zip(flat.paths, flat.values, strict=True):
-            place = _Place(tuple(value.shape), *_both(verdicts[path]), number)
+        for path, value in flat.items():
+            place = self._place(path, value, verdicts[path], number)
             places[path] = place
             number += place.matrices
         return places
+
+    def _place(self, path: str, value: Any, verdict: Verdict, number: int) -> _Place:
+        shape, axes = tuple(value.shape), verdict.axes
+        if axes is None:
+            return _Place(shape, None, verdict.reason, number)
+        _check_leaf(path, value)
+        leaf = _leaf(path, shape, axes)
+        asked = check_rank(_at(self.rank, leaf), path)
+        dimension = min(leaf.rows, leaf.cols)
+        rank = min(asked, dimension)
+        sides = _sides(
+            self.proj_type, leaf.rows >= leaf.cols, axes, _batch(shape, axes)
+        )
+        whole = not verdict.named and not _saves(shape, sides, rank)
+        reached = None
+        if whole or asked >= dimension:
+            reached = Reached(path, asked, dimension, whole)
+        if whole:
+            return _Place(shape, None, SAVES_NOTHING, number, 0, reached)
+        return _Place(shape, axes, verdict.reason, number, rank, reached)
 
     def _matrix(
         self, position: int, path: str, value: Any, place: _Place
@@ -118,8 +147,7 @@ class Selection:
         axes = place.without_layers(path) if sliced else place.axes
         if axes is None or place.axes is None:
             return None
-        _check_leaf(path, value)
-        leaf = _leaf(path, place, place.axes)
+        leaf = _leaf(path, place.shape, place.axes)
         batch = _batch(shape, axes)
         return Matrix(
             path=path,
@@ -129,7 +157,7 @@ class Selection:
             cols=axes.cols,
             batch=batch,
             sides=_sides(self.proj_type, leaf.rows >= leaf.cols, axes, batch),
-            rank=min(check_rank(_at(self.rank, leaf), path), leaf.rows, leaf.cols),
+            rank=place.rank,
             gap=check_gap(_at(self.update_proj_gap, leaf), path),
             scale=check_scale(_at(self.scale, leaf), path),
             storage=self.storage,
@@ -139,8 +167,28 @@ class Selection:
         )
 
 
-def _both(verdict: Verdict) -> tuple[Axes | None, str]:
-    return verdict.axes, verdict.reason
+def rank_notice(plan: Plan) -> str | None:
+    """One line on the leaves whose rank reaches a dimension; `None` without any."""
+    if not plan.reached:
+        return None
+    return (
+        f"the rank reaches a dimension of {_name_reached(plan.reached)}. Give galore a"
+        " lower rank, or these leaves None in weight_dimension_numbers."
+    )
+
+
+def _name_reached(leaves: Sequence[Reached], most: int = 4) -> str:
+    shown = [
+        f"'{leaf.path}' (rank {leaf.rank}, dimension {leaf.dimension},"
+        f" {'kept at full size' if leaf.whole else 'clipped'})"
+        for leaf in sorted(leaves, key=lambda leaf: not leaf.whole)[:most]
+    ]
+    more = [f"and {len(leaves) - most} more"] if len(leaves) > most else []
+    return ", ".join([*shown, *more])
+
+
+def _reached(places: Iterable[_Place]) -> tuple[Reached, ...]:
+    return tuple(place.reached for place in places if place.reached)
 
 
 def _find(places: dict[str, _Place], path: str) -> _Place:
@@ -158,12 +206,19 @@ def _batch(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     return tuple(axis for axis in range(len(shape)) if axis not in named)
 
 
-def _leaf(path: str, place: _Place, axes: Axes) -> Leaf:
+def _leaf(path: str, shape: tuple[int, ...], axes: Axes) -> Leaf:
     def sizes(axes: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(place.shape[axis] for axis in axes)
+        return tuple(shape[axis] for axis in axes)
 
     rows, cols = map(math.prod, map(sizes, axes.both))
-    return Leaf(path, place.shape, rows, cols, sizes(place.batch))
+    return Leaf(path, shape, rows, cols, sizes(_batch(shape, axes)))
+
+
+def _saves(shape: tuple[int, ...], sides: tuple[Side, ...], rank: int) -> bool:
+    """Whether the coordinates of a leaf have fewer entries than it has."""
+    projected = {axis for side in sides for axis in side.axes}
+    others = (size for axis, size in enumerate(shape) if axis not in projected)
+    return math.prod(others) * rank ** len(sides) < math.prod(shape)
 
 
 def _at(value: Any, leaf: Leaf) -> Any:
@@ -219,16 +274,29 @@ def _check_leaf(path: str, value: Any) -> None:
         )
 
 
-def _nothing_projected(plan: Plan) -> str:
-    leaves = [
-        f"'{path}' {tuple(value.shape)}: {reason}"
-        for path, value, reason in zip(
-            plan.flat.paths, plan.flat.values, plan.reasons, strict=True
+def _check_paths(paths: tuple[str, ...]) -> None:
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"two leaves have the path '{twice[0]}', one of them in a key with a slash."
+            " Rename that key: leaves are told apart by their paths."
         )
+
+
+def _nothing_projected(places: dict[str, _Place]) -> str:
+    leaves = [
+        f"'{path}' {place.shape}: {place.reason}" for path, place in places.items()
     ]
     shown = "; ".join(leaves[:8]) + ("; ..." if len(leaves) > 8 else "")
+    reached = _reached(places.values())
+    lower = ""
+    if reached:
+        lower = (
+            " Where the rank reaches the smaller dimension, projecting saves nothing:"
+            f" {_name_reached(reached)}. Give a lower rank."
+        )
     return (
         "galore projects no leaf of this tree, so it would save nothing. The leaves"
-        f" are: {shown or 'none'}. Name axes with weight_dimension_numbers=, or use the"
-        " inner optimizer alone."
+        f" are: {shown or 'none'}.{lower} Name axes with weight_dimension_numbers=, or"
+        " use the inner optimizer alone."
     )

@@ -121,8 +121,12 @@ def test_updates_of_another_tree() -> None:
     tx = go.galore(ADAM, rank=2)
     params = {"w": jnp.ones((8, 8)), "v": jnp.ones((8, 4))}
     state = tx.init(params)
-    with pytest.raises(ValueError, match="only params have 'v'"):
+    with pytest.raises(ValueError, match=r"different trees: updates lack 'v'\. Pass"):
         tx.update({"w": params["w"]}, state, params)
+    with pytest.raises(ValueError, match="different trees: params lack 'v'"):
+        tx.update(params, state, {"w": params["w"]})
+    with pytest.raises(ValueError, match="updates lack 'v'; params lack 'u'"):
+        tx.update({"w": params["w"], "u": params["v"]}, state, params)
     with pytest.raises(ValueError, match=r"update of 'v' has shape \(8, 6\)"):
         tx.update({"w": params["w"], "v": jnp.ones((8, 6))}, state, params)
     with pytest.raises(ValueError, match="another tree of parameters"):

@@ -10,6 +10,7 @@ import pytest
 
 import galore_optax as go
 from galore_optax._layout import recognise
+from tests.layout_trees import TREES, Tree
 
 
 def kinds(tree: Any) -> dict[str, Any]:
@@ -220,11 +221,148 @@ def test_an_mlp_as_wide_as_the_vocabulary_is_no_head() -> None:
     assert found["a/up/kernel"] == found["b/up/kernel"] == ((1,), (0,))
 
 
+def test_no_head_by_size_where_one_is_named_or_the_size_is_a_hidden_width() -> None:
+    # 256 bytes are the vocabulary, and the width of the MLP.
+    block = {
+        "embed/embedding": (256, 64),
+        "block/up/kernel": (64, 256),
+        "block/down/kernel": (256, 64),
+    }
+    named = shapes({**block, "lm_head/kernel": (64, 256)})
+    tied = shapes(block)
+    assert named["lm_head/kernel"] == "head"
+    assert named["block/up/kernel"] == tied["block/up/kernel"] == ((1,), (0,))
+    one_way = {"embed/embedding": (256, 64), "up/kernel": (64, 256)}
+    assert shapes(one_way)["up/kernel"] == "head"
+    named = shapes({**one_way, "head/kernel": (64, 10)})
+    assert named["up/kernel"] == ((1,), (0,))
+
+
 @pytest.mark.parametrize(
-    "name", ["multi_head_attention/kernel", "member/w", "converter/kernel", "scaled/w"]
+    "name",
+    [
+        "multi_head_attention/kernel",
+        "multi_head/kernel",
+        "MultiHead_0/kernel",
+        "member/w",
+        "scaled/w",
+        "moe/dispatch/kernel",
+        "converter/kernel",
+        "converter/up",
+        "normal_proj",
+        "normal_proj/kernel",
+        "norm_proj/kernel",
+        "embed_proj/kernel",
+        "pos_proj/kernel",
+        "adaLN_modulation/kernel",
+        "text_embedder/block/kernel",
+        "text_embedder/layers/0/up/kernel",
+        "text_embedder/kernel",
+        "to_latents/kernel",
+        "prompt_encoder/up/kernel",
+        "position_mlp/kernel",
+        "dt_proj/kernel",
+        "talking_head/kernel",
+        "conversion",
+        "normalizer_in/w",
+        "B",
+        "C",
+    ],
 )
 def test_names_that_only_look_special(name: str) -> None:
-    assert not isinstance(shapes({name: (8, 4)})[name], str) or "conv" in name
+    assert not isinstance(shapes({name: (8, 4)})[name], str)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("codebook", "codebook"),
+        ("quantizer/codebooks/0", "codebook"),
+        ("A_log", "state space"),
+        ("log_dt", "state space"),
+        ("pos", "position"),
+        ("pos/w", "position"),
+        ("pos_table", "position"),
+        ("position", "position"),
+        ("attn/relative_position_bias_table", "position"),
+        ("rel_bias_table", "position"),
+        ("prompt", "prompt"),
+        ("soft_prompt/weight", "prompt"),
+        ("latents", "latents"),
+        ("cls_token", "token"),
+        ("mask_token", "token"),
+        ("register_tokens", "token"),
+        ("lookup_table", "table"),
+        ("wpe", "embedding"),
+        ("tokenEmbedding/weight", "embedding"),
+        ("embed/tok/w", "embedding"),
+        ("token_embedder/weight", "embedding"),
+        ("patch_embed/proj/kernel", "embedding"),
+        ("preNorm/weight", "norm"),
+        ("qnorm/weight", "norm"),
+        ("ln_1/weight", "norm"),
+        ("LayerNorm_0/weight", "norm"),
+        ("Conv_0/kernel", "convolution"),
+        ("dwconv/kernel", "convolution"),
+        ("lm_head/dense/kernel", "head"),
+        ("head_0/kernel", "head"),
+        ("score/kernel", "head"),
+        ("unembed/kernel", "head"),
+        ("in_proj_bias", "bias"),
+    ],
+)
+def test_what_is_no_linear_map_says_so(name: str, reason: str) -> None:
+    assert shapes({name: (8, 4)}) == {name: reason}
+
+
+def test_state_space_matrices_are_known_by_their_neighbours() -> None:
+    s4 = {"s4/A": (8, 4), "s4/B": (8, 4), "s4/log_step": (8, 1), "lora/A": (8, 4)}
+    found = shapes(s4)
+    assert found["s4/A"] == found["s4/B"] == found["s4/log_step"] == "state space"
+    assert found["lora/A"] == ((0,), (1,))
+
+
+WEIGHT = ((1,), (2,))
+
+
+@pytest.mark.parametrize("out", [256, 64])
+def test_stacks_written_by_hand(out: int) -> None:
+    stack = {
+        "wte": (100, 64),
+        "blocks/w1": (4, 64, 256),
+        "blocks/b1": (4, 256),
+        "blocks/w2": (4, 256, 64),
+        "blocks/b2": (4, out),
+    }
+    expected = {"w1": WEIGHT, "b1": "vector", "w2": WEIGHT, "b2": "vector"}
+    assert shapes(stack) == {
+        "wte": "embedding",
+        **{f"blocks/{name}": verdict for name, verdict in expected.items()},
+    }
+    elsewhere = {path.replace("blocks", "net"): s for path, s in stack.items()}
+    assert shapes(elsewhere)["net/w1"] == WEIGHT
+    assert shapes(elsewhere)["net/b1"] == "vector"
+
+
+def test_a_stack_is_known_by_its_name() -> None:
+    squares = {"layers/wq": (4, 8, 8), "layers/gain": (4, 8), "layers/wo": (4, 8, 8)}
+    found = {"layers/wq": WEIGHT, "layers/gain": "vector", "layers/wo": WEIGHT}
+    assert shapes(squares) == found
+    # Not by sharing a width with its neighbours, nor where the layers are apart.
+    experts = {"moe/w1": (4, 8, 16), "moe/router": (4, 8)}
+    assert shapes(experts)["moe/router"] == ((1,), (0,))
+    apart = {"layers/0/w": (4, 8, 8), "layers/0/v": (4, 8)}
+    assert shapes(apart) == {"layers/0/w": "unknown layout", "layers/0/v": ((0,), (1,))}
+    heads = {"layers/query/kernel": (8, 2, 4), "layers/key/kernel": (8, 2, 4)}
+    assert shapes(heads)["layers/query/kernel"] == ((1, 2), (0,))
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_trees_of_real_models(tree: Tree) -> None:
+    found = recognise({path: shape for path, (shape, _, _) in tree.items()})
+    assert {path: (v.reason, v.axes and v.axes.both) for path, v in found.items()} == {
+        path: (reason, axes) for path, (_, reason, axes) in tree.items()
+    }
 
 
 def test_unknown_leaves_of_three_axes_stay_full_and_are_named() -> None:
