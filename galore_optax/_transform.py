@@ -8,6 +8,7 @@ U, s = inner(R, s, Z)        any optax transformation, low-rank state
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from galore_optax._projection import initial_projector, project, zero_coordinate
 from galore_optax._record import Recorded, record, record_updates
 from galore_optax._refresh import Refresh, When, initial_refresh, refresh_when_due
 from galore_optax._run import Frame, read_inner, run_inner
+from galore_optax._selection import rank_notice
 from galore_optax._state import GaLoreState
 
 InnerOf = Callable[[Plan], optax.GradientTransformation]
@@ -47,6 +49,9 @@ def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
     if isinstance(params, Placeholder):
         return _unlabelled(inner_of, config)
     plan = config.selection.plan(params)
+    notice = rank_notice(plan)
+    if notice:
+        warnings.warn(notice, UserWarning, stacklevel=3)
     inner = inner_of(plan)
     inner_params = _initial_coordinates(plan, config)
     _refuse_values(inner, inner_params)

@@ -267,7 +267,9 @@ def test_describe_after_another_trace_of_init() -> None:
 
 
 def test_describe_warns_where_state_exceeds_adam() -> None:
-    report = go.describe(go.galore(optax.adam(LR), rank=16), PARAMS)
+    numbers = go.match_paths({"^w$": MuonDimensionNumbers(1, 0)})
+    tx = go.galore(optax.adam(LR), rank=16, weight_dimension_numbers=numbers)
+    report = go.describe(tx, PARAMS)
     assert any(text.startswith("'w' takes") for text in report.warnings)
     assert "warning: 'w' takes" in str(report)
 

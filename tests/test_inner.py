@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax.contrib import MuonDimensionNumbers
 
 import galore_optax
 from galore_optax import _run
@@ -46,7 +47,13 @@ def test_every_exported_optimizer_is_accounted_for() -> None:
 @pytest.mark.parametrize("name", INNERS)
 def test_square_identity_basis_changes_nothing(name: str) -> None:
     make = INNERS[name].make
-    tx = galore_optax.galore(make(), rank=64, scale=1.0, subspace=Identity())
+    tx = galore_optax.galore(
+        make(),
+        rank=64,
+        scale=1.0,
+        subspace=Identity(),
+        weight_dimension_numbers=MuonDimensionNumbers(1, 0),
+    )
     ours = run(tx, params(), 6, **extra_for(name))
     plain = run(make(), params(), 6, **extra_for(name))
     # The same operations but for P = I products, which are exact, and the order in

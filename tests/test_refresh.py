@@ -12,6 +12,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optax.contrib import MuonDimensionNumbers
 
 import galore_optax as go
 from galore_optax import subspace
@@ -261,7 +262,13 @@ def test_a_host_schedule_tries_a_refused_basis_again() -> None:
 
 @functools.cache
 def compiled_update(method: Any, rank: int, proj_type: str) -> Any:
-    tx = go.galore(optax.sgd(0.1), rank=rank, subspace=method, proj_type=proj_type)
+    tx = go.galore(
+        optax.sgd(0.1),
+        rank=rank,
+        subspace=method,
+        proj_type=proj_type,
+        weight_dimension_numbers=MuonDimensionNumbers(1, 0),
+    )
     return tx.init, jax.jit(tx.update)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax.contrib import MuonDimensionNumbers
 
 import galore_optax
 from tests.helpers import Tilted, tilted, with_spectrum
@@ -19,6 +20,14 @@ RANKS = {"below": 5, "equal": 16, "above": 64}
 GAP = 3
 STEPS = 4 * GAP
 LR, DECAY, SCALE = 0.01, 0.1, 0.25
+# Named, and so projected at any rank, as in the reference.
+AXES = galore_optax.match_paths(
+    {
+        "embedding": None,
+        "kernel": MuonDimensionNumbers(reduction_axis=0, output_axis=1),
+        ".*": MuonDimensionNumbers(reduction_axis=1, output_axis=0),
+    }
+)
 
 
 def to_jax(name: str, matrix: np.ndarray) -> np.ndarray:
@@ -159,6 +168,7 @@ def test_adamw_with_injected_basis(proj_type: str, rank: int) -> None:
         galore_optax.galore(
             inner,
             rank=rank,
+            weight_dimension_numbers=AXES,
             update_proj_gap=GAP,
             scale=SCALE,
             proj_type=proj_type,
@@ -188,6 +198,7 @@ def test_adafactor_with_injected_basis(
         b1=b1,
         weight_decay=DECAY,
         rank=rank,
+        weight_dimension_numbers=AXES,
         update_proj_gap=GAP,
         scale=SCALE,
         proj_type=proj_type,
@@ -218,6 +229,7 @@ def test_svd_with_a_stateless_inner(proj_type: str, rank: int) -> None:
     tx = galore_optax.galore(
         optax.sgd(LR),
         rank=rank,
+        weight_dimension_numbers=AXES,
         update_proj_gap=GAP,
         scale=SCALE,
         proj_type=proj_type,
@@ -269,6 +281,7 @@ def test_bf16_stays_within_its_rounding(proj_type: str) -> None:
     tx = galore_optax.galore(
         reference_adam(LR),
         rank=rank,
+        weight_dimension_numbers=AXES,
         update_proj_gap=GAP,
         scale=SCALE,
         proj_type=proj_type,
