@@ -298,14 +298,14 @@ def test_a_block_that_does_not_divide_names_the_leaf() -> None:
 def test_an_axis_without_divisors_has_a_shorter_last_block(
     length: int, axis: int
 ) -> None:
-    """Each entry is off by no more than in an array of whole blocks."""
+    """The codes are those of the array filled up with zeros to whole blocks."""
     count = -(-length // 64)
     width = -(-length // count)
     x = np.asarray(normal(0, (64, length)))
     filled = np.pad(x, ((0, 0), (0, count * width - length)))
-    code = codes.companded(min_size=1)
-    whole = code.encode(jnp.asarray(filled.reshape(-1, width)), True)
-    expected = code.decode(whole, True).reshape(filled.shape)[:, :length]
+    code, whole = codes.companded(min_size=1), codes.companded(block=width)
+    coded = whole.encode(jnp.asarray(filled.reshape(-1)), True)
+    expected = whole.decode(coded, True).reshape(filled.shape)[:, :length]
     coded = code.encode(jnp.asarray(x if axis else x.T), True)
     found, turned = code.decode(coded, True), [x if axis else x.T for x in coded]
     np.testing.assert_array_equal(found if axis else found.T, expected)
