@@ -9,12 +9,13 @@ from galore_optax._adafactor import galore_adafactor as galore_adafactor
 from galore_optax._adamw import galore_adamw as galore_adamw
 from galore_optax._adamw import galore_adamw8bit as galore_adamw8bit
 from galore_optax._chain import chain as chain
-from galore_optax._config import STATIC_ARGS as STATIC_ARGS
 from galore_optax._coordinates import project_gradients as project_gradients
 from galore_optax._describe import describe as describe
 from galore_optax._dimensions import match_paths as match_paths
 from galore_optax._energy import captured_energy as captured_energy
 from galore_optax._galore import galore as galore
+from galore_optax._inject import STATIC_ARGS as STATIC_ARGS
+from galore_optax._inject import inject_hyperparams as inject_hyperparams
 from galore_optax._multi_steps import MultiSteps as MultiSteps
 from galore_optax._quantized import quantized as quantized
 from galore_optax._refresh import Refresh as Refresh

@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from galore_optax._arguments import check_mask
 from galore_optax._config import DEFAULT_SCALE, make_config
 from galore_optax._dimensions import WeightDimensionNumbers
+from galore_optax._galore import Projecting
 from galore_optax._leaves import flatten
 from galore_optax._matrices import Matrix, Plan
 from galore_optax._projection import accumulation_dtype
@@ -132,7 +134,7 @@ def _columns(treedef: Any, leaves: list[_Moments]) -> list[Any]:
 
 def _init_leaf(settings: _Settings, block: _Block, value: Any) -> _Moments:
     none = optax.MaskedNode()
-    zeros = jnp.zeros_like(value)
+    zeros = jnp.zeros_like(value, _second_moment_dtype(value))
     m = none if settings.b1 is None else jnp.zeros_like(value)
     if not block.rows:
         return none, none, zeros, m
@@ -150,9 +152,9 @@ def _update_leaf(
     v: Any,
     m: Any,
 ) -> tuple[jax.Array, _Moments]:
-    dtype = gradient.dtype
-    keep = (1 - count.astype(dtype) ** -settings.decay_rate).astype(dtype)
-    squares = gradient**2 + settings.eps
+    dtype = _second_moment_dtype(gradient)
+    keep = 1 - count.astype(dtype) ** -settings.decay_rate
+    squares = _square(gradient).astype(dtype) + settings.eps
     if block.rows:
         row = keep * row + (1 - keep) * squares.mean(block.cols)
         col = keep * col + (1 - keep) * squares.mean(block.rows)
@@ -162,13 +164,25 @@ def _update_leaf(
         direction = gradient * jax.lax.rsqrt(v)
     within = block.within(gradient.ndim)
     if settings.clipping_threshold is not None:
-        rms = jnp.sqrt(jnp.mean(direction**2, within, keepdims=True))
+        rms = jnp.sqrt(jnp.mean(_square(direction), within, keepdims=True))
         direction = direction / jnp.maximum(1, rms / settings.clipping_threshold)
     size = step_size.reshape([direction.shape[axis] for axis in block.batch])
     update = -direction * jnp.expand_dims(size, within).astype(dtype)
+    update = update.astype(gradient.dtype)
     if settings.b1 is not None:
         update = m = settings.b1 * m + (1 - settings.b1) * update
     return update, (row, col, v, m)
+
+
+def _second_moment_dtype(x: jax.Array) -> jnp.dtype:
+    """f32 at least: from 2,500 steps on, 16 bits round a decay of 0.998 to one."""
+    return jnp.finfo(accumulation_dtype(x)).dtype
+
+
+def _square(x: jax.Array) -> jax.Array:
+    """|x|², also where x is complex."""
+    x = x.astype(accumulation_dtype(x))
+    return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
 
 
 def _factored_rsqrt(block: _Block, row: jax.Array, col: jax.Array) -> jax.Array:
@@ -232,14 +246,16 @@ def galore_adafactor(
       weight_dimension_numbers: see `galore`.
       stagger: see `galore`.
       projector_dtype: see `galore`.
-      moment_dtype: see `galore`.
+      moment_dtype: see `galore`; of the momentum, and of updates. Second moments are
+        small, as they are factored, and f32 at least.
       seed: see `galore`.
 
     Returns:
       the transformation; its state is a `GaLoreState`.
 
     Raises:
-      TypeError, ValueError: as `galore`; `update` without params where they are needed.
+      TypeError: `mask` is one value; and as `galore`.
+      ValueError: as `galore`; `update` without params where they are needed.
 
     Example:
       >>> import galore_optax, jax.numpy as jnp
@@ -250,6 +266,7 @@ def galore_adafactor(
 
     Source: Shazeer and Stern, arXiv 1804.04235; GaLore's reference implementation.
     """
+    check_mask(mask)
     config = make_config(
         rank=rank,
         update_proj_gap=update_proj_gap,
@@ -284,7 +301,7 @@ def galore_adafactor(
         updates, _ = decay.update(updates, decay.init(params), params)
         return updates, state
 
-    return optax.GradientTransformationExtraArgs(init, update_fn)
+    return Projecting(init, update_fn)
 
 
 def _learning_rate(
@@ -302,8 +319,7 @@ def _step_sizes(plan: Plan, learning_rate: Any, floor: float | None) -> list[jax
     for matrix, value in zip(plan.matrices, plan.flat.values, strict=True):
         batch = matrix.batch if matrix else ()
         within = tuple(axis for axis in range(value.ndim) if axis not in batch)
-        value = value.astype(accumulation_dtype(value))
-        rms = jnp.sqrt(jnp.mean(value**2, within, keepdims=True))
+        rms = jnp.sqrt(jnp.mean(_square(value), within, keepdims=True))
         factor = jnp.ones_like(rms) if floor is None else jnp.maximum(floor, rms)
         sizes.append(jnp.asarray(learning_rate, factor.dtype) * factor)
     return sizes
@@ -318,7 +334,8 @@ def _decay(
         flat, weights = flatten(updates), flatten(params).values
         values = [
             (
-                update - weight_decay * sizes[path] * weight.astype(sizes[path].dtype)
+                update
+                - weight_decay * sizes[path] * weight.astype(accumulation_dtype(weight))
             ).astype(update.dtype)
             for path, update, weight in zip(
                 flat.paths, flat.values, weights, strict=True

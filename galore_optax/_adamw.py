@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from galore_optax._arguments import check_mask
 from galore_optax._config import DEFAULT_SCALE
 from galore_optax._dimensions import WeightDimensionNumbers
 from galore_optax._galore import galore
@@ -65,7 +66,8 @@ def galore_adamw(
       the transformation; its state is a `GaLoreState`.
 
     Raises:
-      TypeError, ValueError: as `galore`.
+      TypeError: `mask` is one value; and as `galore`.
+      ValueError: as `galore`.
 
     Example:
       >>> import galore_optax, jax.numpy as jnp
@@ -74,10 +76,12 @@ def galore_adamw(
 
     Source: arXiv 2403.03507, Algorithm 2; Loshchilov and Hutter, arXiv 1711.05101.
     """
+    check_mask(mask)
+    adamw = optax.adamw(
+        learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
+    )
     return galore(
-        optax.adamw(
-            learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
-        ),
+        adamw,
         rank=rank,
         update_proj_gap=update_proj_gap,
         scale=scale,
@@ -97,7 +101,7 @@ def galore_adamw8bit(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
-    weight_decay: Scalar = 1e-2,
+    weight_decay: Scalar = 1e-4,
     mask: Any | Callable[[Any], Any] | None = None,
     code: Code | None = None,
     rank: PerLeaf[int] = 128,
@@ -123,7 +127,8 @@ def galore_adamw8bit(
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment, as in Optax and bitsandbytes.
-      weight_decay: decoupled; the default is that of the reference's 8-bit AdamW.
+      weight_decay: decoupled, multiplied by the learning rate and not by `scale`. The
+        reference's 8-bit AdamW has 1e-2.
       mask: which leaves decay, as in `optax.adamw`; paths are those of params.
       code: see `quantized`; `codes.dynamic()` is that of the reference.
       rank: see `galore`, for this and all further arguments.
@@ -140,7 +145,8 @@ def galore_adamw8bit(
       the transformation; its state is a `GaLoreState`.
 
     Raises:
-      TypeError, ValueError: as `galore` and `quantized`.
+      TypeError: `mask` is one value; and as `galore` and `quantized`.
+      ValueError: as `galore` and `quantized`.
 
     Example:
       >>> import galore_optax, jax.numpy as jnp
@@ -151,6 +157,7 @@ def galore_adamw8bit(
 
     Source: arXiv 2403.03507, section 5; Dettmers et al., arXiv 2110.02861.
     """
+    check_mask(mask)
     adamw = optax.adamw(
         learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
     )

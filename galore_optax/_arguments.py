@@ -16,13 +16,37 @@ def _where(path: str) -> str:
     return f" of '{path}'" if path else ""
 
 
+def check_mask(mask: Any) -> None:
+    """Refuses a `mask` that is one value: what a callable makes of a step."""
+    if isinstance(mask, (bool, np.bool_)) or _is_number(mask):
+        raise TypeError(
+            f"mask={mask!r} must be a tree like params or a callable of params. To let"
+            " nothing decay, write weight_decay=0."
+            f"{called_with_the_step('mask', mask)}"
+        )
+
+
+def called_with_the_step(name: str, value: Any) -> str:
+    """A hint, where `value` may be what `optax.inject_hyperparams` made of a callable.
+
+    It takes every callable for a schedule, unless it is among its static_args.
+    """
+    if not isinstance(value, (bool, np.bool_)) and not _is_number(value):
+        return ""
+    return (
+        " optax.inject_hyperparams calls what can be called with the step: write"
+        " galore_optax.inject_hyperparams(...), or"
+        f" static_args=(*galore_optax.STATIC_ARGS, {name!r})."
+    )
+
+
 def check_rank(rank: Any, path: str = "") -> int:
     """`rank` as an int, or an error that says what to write."""
     if isinstance(rank, jax.core.Tracer):
         raise TypeError(
             f"rank{_where(path)} is traced, but it decides shapes and must be a Python"
-            " int. Under optax.inject_hyperparams write"
-            " inject_hyperparams(..., static_args=galore_optax.STATIC_ARGS)."
+            " int. Write galore_optax.inject_hyperparams(...), or"
+            " optax.inject_hyperparams(..., static_args=galore_optax.STATIC_ARGS)."
         )
     return _positive_int("rank", rank, path)
 
@@ -52,11 +76,11 @@ def check_scale(scale: Any, path: str = "") -> Scalar:
 
 
 def _is_scalar_array(value: Any, kind: Any) -> bool:
-    return (
-        isinstance(value, jax.Array)
-        and value.ndim == 0
-        and jnp.issubdtype(value.dtype, kind)
-    )
+    return _is_number(value) and bool(jnp.issubdtype(value.dtype, kind))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, jax.Array) and value.ndim == 0
 
 
 def _positive_int(name: str, value: Any, path: str) -> int:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from galore_optax import subspace as subspaces
+from galore_optax._arguments import called_with_the_step
 from galore_optax._dimensions import WeightDimensionNumbers
 from galore_optax._matrices import Matrix
 from galore_optax._selection import Selection
@@ -16,28 +17,7 @@ from galore_optax._stored import storage_of
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.subspace import Subspace
 
-STATIC_ARGS = (
-    "rank",
-    "proj_type",
-    "subspace",
-    "weight_dimension_numbers",
-    "stagger",
-    "projector_dtype",
-    "moment_dtype",
-    "seed",
-)
-"""For `optax.inject_hyperparams(..., static_args=STATIC_ARGS)`.
-
-These arguments decide shapes or code and cannot be traced. The learning rate, `scale`
-and `update_proj_gap` can, and are left to `inject_hyperparams`.
-"""
-
-
-class _Default(float):
-    """Tells a default from the same number written out by the user."""
-
-
-DEFAULT_SCALE = _Default(0.25)
+DEFAULT_SCALE = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +95,18 @@ def _flag(name: str, value: Any) -> bool:
 def _floating(name: str, dtype: Any) -> jnp.dtype | None:
     if dtype is None:
         return None
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name}={dtype!r} must be a floating-point dtype or None.")
-    return jnp.dtype(dtype)
+    if _is_floating(dtype):
+        return jnp.dtype(dtype)
+    raise TypeError(
+        f"{name}={dtype!r} must be a floating-point dtype, such as jnp.bfloat16, or"
+        f" None.{called_with_the_step(name, dtype)}"
+    )
+
+
+def _is_floating(dtype: Any) -> bool:
+    if isinstance(dtype, jax.Array):  # NumPy would take its dtype
+        return False
+    try:
+        return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+    except TypeError:
+        return False

@@ -17,24 +17,26 @@ from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.subspace import Subspace
 
 
-class Filter(optax.GradientTransformationExtraArgs):
+class Projecting(optax.GradientTransformationExtraArgs):
+    """What projects, and so must not be projected again."""
+
+
+class Filter(Projecting):
     """`galore` without an inner: the filter `G → P PᵀG`, or a mark for `chain`."""
 
     config: Config
 
 
-def _filter(config: Config) -> Filter:
-    selection = config.selection
-    if selection.scale is not DEFAULT_SCALE:
+def _filter(config: Config, scale: Any) -> Filter:
+    if scale is not None:
         raise ValueError(
-            f"scale={selection.scale!r} has no effect on galore without an inner"
+            f"scale={scale!r} has no effect on galore without an inner"
             " transformation: what follows in optax.chain would undo it. Give the"
             " inner: galore(optax.adamw(lr), rank=..., scale=...). Under"
             " optax.inject_hyperparams, which traces it, an inner is needed too."
         )
-    unscaled = dataclasses.replace(
-        config, selection=dataclasses.replace(selection, scale=1.0)
-    )
+    selection = dataclasses.replace(config.selection, scale=1.0)
+    unscaled = dataclasses.replace(config, selection=selection)
     init, update = projected(lambda plan: optax.identity(), unscaled)
     warn = functools.cache(_warn_about_memory)
 
@@ -70,7 +72,13 @@ def bind(config: Config, inner: Any) -> optax.GradientTransformationExtraArgs:
             "the inner of galore is galore without an inner, which would project twice."
             " Pass the optimizer itself: galore(optax.adamw(1e-3), rank=128)."
         )
-    return projected(lambda plan: inner, config)
+    if isinstance(inner, Projecting):
+        raise TypeError(
+            "the inner of galore projects already, as galore(...), galore_adamw and its"
+            " kin do, and its coordinates would be projected again. Use it as it is, or"
+            " pass the optimizer itself: galore(optax.adamw(1e-3), rank=128)."
+        )
+    return Projecting(*projected(lambda plan: inner, config))
 
 
 def galore(
@@ -78,7 +86,7 @@ def galore(
     *,
     rank: PerLeaf[int] = 128,
     update_proj_gap: PerLeaf[Scalar] = 200,
-    scale: PerLeaf[Scalar] = DEFAULT_SCALE,
+    scale: PerLeaf[Scalar] | None = None,
     proj_type: ProjType = "std",
     subspace: Subspace | None = None,
     weight_dimension_numbers: WeightDimensionNumbers = None,
@@ -116,7 +124,7 @@ def galore(
       rank: of the projected gradients, at most min(m, n); or a callable of one `Leaf`.
       update_proj_gap: steps between refreshes of a projector; or a callable of `Leaf`.
       scale: factor on lifted updates, in effect on the learning rate of the projected
-        leaves; or a callable of `Leaf`.
+        leaves; or a callable of `Leaf`; 0.25 if `None`.
       proj_type: which side is projected, with rows the output axes: `"std"` the shorter
         (columns of a square matrix), `"reverse_std"` the other, `"left"` the rows,
         `"right"` the columns, `"full"` both, with two projectors.
@@ -162,7 +170,7 @@ def galore(
     config = make_config(
         rank=rank,
         update_proj_gap=update_proj_gap,
-        scale=scale,
+        scale=DEFAULT_SCALE if scale is None else scale,
         proj_type=proj_type,
         subspace=subspace,
         weight_dimension_numbers=weight_dimension_numbers,
@@ -171,4 +179,4 @@ def galore(
         moment_dtype=moment_dtype,
         seed=seed,
     )
-    return _filter(config) if inner is None else bind(config, inner)
+    return _filter(config, scale) if inner is None else bind(config, inner)

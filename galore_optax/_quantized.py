@@ -5,12 +5,12 @@
     a step    decode -> inner.update in f32 -> encode
 
 The step's own update is made from moments that were decoded but not yet coded again, as
-in bitsandbytes.
+in bitsandbytes. A stored moment is never in a box (`_leaves.py`), whose metadata
+describe one array: the inner sees its moments in the boxes of its updates.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,8 @@ import optax
 
 from galore_optax import codes
 from galore_optax._leaves import Placeholder
-from galore_optax.codes import Code, Quantized
-
-Sign = Literal["signed", "unsigned"]
+from galore_optax._moments import Sign, Storage, is_coded, name
+from galore_optax.codes import Code
 
 # Fields of Optax' states that hold moments. Others may hold parameters, which eight
 # bits would ruin.
@@ -57,7 +56,7 @@ def quantized(
 
     Raises:
       ValueError: nothing is coded; a block divides no axis; a state was made with
-        another code. The leaf is named.
+        another code, or by a transformation without one. The leaf is named.
 
     Example:
       >>> import galore_optax, jax.numpy as jnp, optax
@@ -72,26 +71,29 @@ def quantized(
     if not isinstance(code, Code):
         raise TypeError(
             f"code={code!r} is no code. Pass galore_optax.codes.companded(),"
-            " galore_optax.codes.dynamic() or an object with their methods."
+            " galore_optax.codes.dynamic() or an object with the methods of"
+            " galore_optax.codes.Code. A code that can be called is called by"
+            " optax.inject_hyperparams: use galore_optax.inject_hyperparams."
         )
     inner = optax.with_extra_args_support(inner)
-    storage = _Storage(code, moments)
+    storage = Storage(code, moments)
 
     def init(params: Any) -> Any:
-        state = inner.init(params)
         if isinstance(params, Placeholder):
-            return storage.unlabelled(state)
-        stored = storage.encode(state)
-        if not any(map(_is_coded, jax.tree.leaves(stored, is_leaf=_is_coded))):
-            raise ValueError(_nothing_coded(state, moments))
+            return storage.unlabelled(inner.init(params))
+        stored = storage.initial(inner.init, params)
+        if not _holds_coded(stored):
+            raise ValueError(_nothing_coded(stored, moments))
         return stored
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        full = storage.decode(state)
+        if not _holds_coded(state):
+            raise ValueError(_not_ours(state, code))
+        full = storage.decode(state, updates)
         found, new = inner.update(updates, full, params, **extra_args)
-        return _as_usual(found, updates, params), storage.encode(new)
+        return _as_usual(found, updates, params), storage.encode(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -101,106 +103,34 @@ def _as_usual(found: Any, updates: Any, params: Any) -> Any:
     others = (updates,) if params is None else (updates, params)
 
     def cast(x: Any, *like: Any) -> Any:
+        if not all(jnp.issubdtype(y.dtype, jnp.inexact) for y in (x, *like)):
+            return x
         return x.astype(jnp.result_type(*like))
 
     return jax.tree.map(cast, found, *others)
 
 
-def _is_coded(node: Any) -> bool:
-    return isinstance(node, Quantized)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Storage:
-    """Which leaves of a state are moments, and how they are stored.
-
-    Every moment becomes a `Quantized`, also those that stay as they are: GaLore
-    compares the structures of states for large and small parameters.
-    """
-
-    code: Code
-    moments: Mapping[str, Sign]
-
-    def sign(self, path: tuple[Any, ...]) -> Sign | None:
-        """That of the innermost field of a path that holds moments."""
-        names = [str(getattr(key, "name", "")) for key in path]
-        found = [self.moments[name] for name in names if name in self.moments]
-        return found[-1] if found else None
-
-    def encode(self, state: Any) -> Any:
-        """A state of the inner, its moments stored."""
-
-        def one(path: tuple[Any, ...], x: Any) -> Any:
-            sign = self.sign(path)
-            moment = sign and jnp.issubdtype(x.dtype, jnp.floating)
-            return self._store(path, x, sign == "signed") if moment else x
-
-        return jax.tree_util.tree_map_with_path(one, state)
-
-    def unlabelled(self, state: Any) -> Any:
-        """For `optax.tree.map_params`: stored moments are not shaped like params."""
-
-        def one(path: tuple[Any, ...], x: Any) -> Any:
-            return jnp.zeros([]) if self.sign(path) else x
-
-        def is_leaf(x: Any) -> bool:
-            return isinstance(x, Placeholder)
-
-        return jax.tree_util.tree_map_with_path(one, state, is_leaf=is_leaf)
-
-    def decode(self, state: Any) -> Any:
-        """The inverse of `encode`, up to rounding."""
-
-        def one(path: tuple[Any, ...], x: Any) -> Any:
-            return self._load(path, x) if _is_coded(x) else x
-
-        return jax.tree_util.tree_map_with_path(one, state, is_leaf=_is_coded)
-
-    def _store(self, path: tuple[Any, ...], x: Any, signed: bool) -> Quantized:
-        try:
-            suits = self.code.suits(x.shape)
-        except ValueError as error:
-            raise ValueError(f"'{_name(path)}': {error}") from None
-        if not suits:
-            return Quantized(x, jnp.ones((), x.dtype))
-        return self.code.encode(x.astype(jnp.float32), signed)
-
-    def _load(self, path: tuple[Any, ...], stored: Quantized) -> jax.Array:
-        signed = self.sign(path) == "signed"
-        self._check(path, stored, signed)
-        if jnp.issubdtype(stored.codes.dtype, jnp.floating):
-            return stored.codes
-        return self.code.decode(stored, signed)
-
-    def _check(self, path: tuple[Any, ...], stored: Quantized, signed: bool) -> None:
-        like = jax.ShapeDtypeStruct(stored.codes.shape, jnp.float32)
-        wanted = jax.eval_shape(lambda x: self._store(path, x, signed), like)
-        same = stored.scales.shape == wanted.scales.shape and (
-            stored.codes.dtype == wanted.codes.dtype or wanted.scales.shape == ()
-        )
-        if not same:
-            raise ValueError(
-                f"the state of '{_name(path)}' was stored under another code:"
-                f" {_sizes(stored)} where {self.code!r} makes {_sizes(wanted)}. Restore"
-                " it with the code it was saved with, or begin a new state with"
-                " tx.init(params)."
-            )
-
-
-def _sizes(stored: Any) -> str:
-    parts = [f"{name} {x.dtype}{list(x.shape)}" for name, x in stored._asdict().items()]
-    return ", ".join(parts)
+def _holds_coded(state: Any) -> bool:
+    return any(map(is_coded, jax.tree.leaves(state, is_leaf=is_coded)))
 
 
 def _nothing_coded(state: Any, moments: Mapping[str, Sign]) -> str:
-    paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    shown = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
     return (
         "quantized found nothing to store in eight bits: no array under a field"
-        f" called {', '.join(moments)}. The state has {shown or 'no leaves'}. Name its"
+        f" called {', '.join(moments)}. The state has {_few_leaves(state)}. Name its"
         " moments with moments=, or use the transformation as it is."
     )
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def _not_ours(state: Any, code: Code) -> str:
+    return (
+        f"quantized expects a state whose moments are stored by {code!r}, and was given"
+        f" one without any: it has {_few_leaves(state)}. Another transformation made"
+        " it. Restore it with that one, or begin a new state with tx.init(params)."
+    )
+
+
+def _few_leaves(state: Any) -> str:
+    pairs = jax.tree_util.tree_leaves_with_path(state)
+    shown = [f"{name(path)} {jax.typeof(x).str_short()}" for path, x in pairs[:8]]
+    return ", ".join(shown + ["..."] * (len(pairs) > 8)) or "no leaves"

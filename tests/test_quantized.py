@@ -292,9 +292,48 @@ def test_a_block_that_does_not_divide_names_the_leaf() -> None:
         tx.init({"w": jnp.ones((64, 100))})
 
 
-def test_an_axis_without_divisors_is_kept() -> None:
-    mu = go.quantized(optax.adam(1e-3)).init({"w": jnp.ones((64, 101))})[0].mu
-    assert mu["w"].codes.dtype == jnp.float32
+# A vocabulary, a prime, and both sides of where a block has its 64 entries.
+@pytest.mark.parametrize("length", [32_003, 4_099, 131, 67])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_axis_without_divisors_has_a_shorter_last_block(
+    length: int, axis: int
+) -> None:
+    """The codes are those of the array filled up with zeros to whole blocks."""
+    count = -(-length // 64)
+    width = -(-length // count)
+    x = np.asarray(normal(0, (64, length)))
+    filled = np.pad(x, ((0, 0), (0, count * width - length)))
+    code, whole = codes.companded(min_size=1), codes.companded(block=width)
+    coded = whole.encode(jnp.asarray(filled.reshape(-1)), True)
+    expected = whole.decode(coded, True).reshape(filled.shape)[:, :length]
+    coded = code.encode(jnp.asarray(x if axis else x.T), True)
+    found, turned = code.decode(coded, True), [x if axis else x.T for x in coded]
+    np.testing.assert_array_equal(found if axis else found.T, expected)
+    assert turned[0].shape == (64, length)
+    assert turned[1].shape == (64, count)
+    state = go.quantized(optax.adam(1e-3), code=code).init({"w": jnp.asarray(x)})
+    assert state[0].mu["w"].codes.dtype == jnp.int8
+
+
+def test_blocks_of_axes_with_divisors_are_as_they_were() -> None:
+    """Checkpoints hold their scales: the largest divisor from 8 to 64."""
+    lengths = {4096: 64, 50_257: 29, 11_008: 64, 5_461: 43, 2_736: 57, 8: 8, 61: 61}
+    for length, width in lengths.items():
+        shape = jax.ShapeDtypeStruct((length,), jnp.float32)
+        coded = jax.eval_shape(lambda x: codes.companded().encode(x, True), shape)
+        assert coded.scales.shape == (length // width,)
+
+
+@each
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("shape", [(64, 128), (3, 101), (2, 67, 5), (7,)])
+def test_zeros_are_what_encode_makes_of_zeros(
+    code: Any, signed: bool, shape: tuple[int, ...]
+) -> None:
+    found, expected = code.zeros(shape, signed), code.encode(jnp.zeros(shape), signed)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert one.dtype == two.dtype
 
 
 def test_a_state_of_another_code_is_refused() -> None:

@@ -30,6 +30,14 @@ class Code(Protocol):
         """
         ...
 
+    def zeros(self, shape: Sequence[int], signed: bool) -> Quantized:
+        """Zeros of a shape that suits, coded: what `encode` makes of them.
+
+        Filled in and not computed, for XLA would compute it while compiling. Its shapes
+        and dtypes are those of every coded array of this shape.
+        """
+        ...
+
     def encode(self, x: jax.Array, signed: bool) -> Quantized:
         """Codes an f32 array; entries that are not finite count as zero.
 
@@ -38,6 +46,8 @@ class Code(Protocol):
           signed: whether entries may be negative.
         """
         ...
+
+    def __hash__(self) -> int: ...
 
     def decode(self, coded: Quantized, signed: bool) -> jax.Array:
         """The array, in f32."""

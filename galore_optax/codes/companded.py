@@ -28,19 +28,24 @@ class _Companded:
         if not shape or math.prod(shape) < self.min_size:
             return False
         length = shape[_axis(shape)]
-        if self.block is None:
-            return _largest_divisor(length) >= _SMALLEST_BLOCK
-        if length % self.block:
+        if self.block is not None and length % self.block:
             raise ValueError(
                 f"block={self.block} does not divide axis {_axis(shape)} of"
-                f" {tuple(shape)}. Leave block out, and each array gets the largest"
-                f" that does, here {_largest_divisor(length)}."
+                f" {tuple(shape)}. Leave block out, and each array gets one that suits"
+                f" it, here {_blocks(length, None)[1]}."
             )
         return True
 
+    def zeros(self, shape: Sequence[int], signed: bool) -> Quantized:
+        axis = _axis(shape)
+        count, _ = _blocks(shape[axis], self.block)
+        scales = (*shape[:axis], count, *shape[axis + 1 :])
+        dtype = jnp.int8 if signed else jnp.uint8
+        return Quantized(jnp.zeros(shape, dtype), jnp.zeros(scales, jnp.bfloat16))
+
     def encode(self, x: jax.Array, signed: bool) -> Quantized:
         x = jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32)
-        blocks, axis = self._blocks(x)
+        blocks, axis = self._split(x)
         largest = jnp.max(jnp.abs(blocks), axis=axis + 1, keepdims=True)
         scales = round_up(largest)
         unit = blocks / jnp.where(scales > 0, scales.astype(jnp.float32), 1)
@@ -50,26 +55,47 @@ class _Companded:
         else:
             levels = jnp.round(255 * jnp.sqrt(root))
             codes = jnp.maximum(levels, root > 0).astype(jnp.uint8)
-        return Quantized(codes.reshape(x.shape), jnp.squeeze(scales, axis + 1))
+        return Quantized(_join(codes, axis, x.shape), jnp.squeeze(scales, axis + 1))
 
     def decode(self, coded: Quantized, signed: bool) -> jax.Array:
-        blocks, axis = self._blocks(coded.codes)
+        blocks, axis = self._split(coded.codes)
         z = blocks.astype(jnp.float32) / (127 if signed else 255)
         unit = z * jnp.abs(z) if signed else (z * z) ** 2
         scales = jnp.expand_dims(coded.scales, axis + 1).astype(jnp.float32)
-        return (unit * scales).reshape(coded.codes.shape)
+        return _join(unit * scales, axis, coded.codes.shape)
 
-    def _blocks(self, x: jax.Array) -> tuple[jax.Array, int]:
+    def _split(self, x: jax.Array) -> tuple[jax.Array, int]:
         """The array with its longest axis in two, blocks and their entries."""
         axis = _axis(x.shape)
-        block = self.block or _largest_divisor(x.shape[axis])
-        parts = (x.shape[axis] // block, block)
-        return x.reshape(*x.shape[:axis], *parts, *x.shape[axis + 1 :]), axis
+        before, length, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        parts = _blocks(length, self.block)
+        missing = math.prod(parts) - length
+        if missing:
+            widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
+            x = jnp.pad(x, widths)
+        return x.reshape(*before, *parts, *after), axis
+
+
+def _join(blocks: jax.Array, axis: int, shape: Sequence[int]) -> jax.Array:
+    """The inverse of `_split`: an array of `shape`."""
+    filled = blocks.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    if filled.shape[axis] == shape[axis]:
+        return filled
+    return jax.lax.slice_in_dim(filled, 0, shape[axis], axis=axis)
 
 
 def _axis(shape: Sequence[int]) -> int:
     """The longest, which is never a rank axis; the last of equal ones."""
     return max(range(len(shape)), key=lambda axis: (shape[axis], axis))
+
+
+def _blocks(length: int, block: int | None) -> tuple[int, int]:
+    """How many blocks an axis has, and the entries of each."""
+    width = block or _largest_divisor(length)
+    if block or width >= min(length, _SMALLEST_BLOCK):
+        return length // width, width
+    count = -(-length // _LARGEST_BLOCK)
+    return count, -(-length // count)
 
 
 def _largest_divisor(length: int) -> int:
@@ -89,10 +115,10 @@ def companded(*, block: int | None = None, min_size: int = 4096) -> Code:
     so that `scales` has the axes of the array and can be sharded like it.
 
     Args:
-      block: entries that share a scale; by default the largest divisor, up to 64, of
-        the axis.
-      min_size: arrays with fewer entries are kept as they are, and, where `block` is
-        left out, those whose longest axis has no divisor from 8 to 64.
+      block: entries that share a scale; by default the largest divisor, from 8 to 64,
+        of the axis. Where it has none, as 32,003 entries have not, blocks have at most
+        64 entries, and the last is the shorter.
+      min_size: arrays with fewer entries are kept as they are.
 
     Returns:
       a code.

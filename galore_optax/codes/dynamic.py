@@ -43,6 +43,12 @@ class _Dynamic:
     def suits(self, shape: Sequence[int]) -> bool:
         return math.prod(shape) >= self.min_size
 
+    def zeros(self, shape: Sequence[int], signed: bool) -> Quantized:
+        zero = int(np.searchsorted(table(signed), 0))
+        count = math.ceil(math.prod(shape) / self.block)
+        codes = jnp.full(shape, zero, jnp.uint8)
+        return Quantized(codes, jnp.zeros(count, jnp.float32))
+
     def encode(self, x: jax.Array, signed: bool) -> Quantized:
         x = jnp.where(jnp.isfinite(x), x, 0)
         blocks = self._blocks(x)
