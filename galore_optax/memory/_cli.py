@@ -16,11 +16,23 @@ from galore_optax.memory._methods import Method, option_names, parse_options
 from galore_optax.memory._plot import draw
 from galore_optax.memory._setting import DTYPES, Setting
 from galore_optax.memory._sizes import Sizes
-from galore_optax.memory._table import comparison, notes, table, verdict
+from galore_optax.memory._table import (
+    against_adamw,
+    comparison,
+    notes,
+    table,
+    verdict,
+)
 from galore_optax.memory._targets import Target, target, targets
 
 _EXPECTED = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
 _SHOWN = 12  # choices of a budget
+_DEFAULT = ("adamw", "galore_adamw")
+_FOR_BUDGETS = ("adamw", "adamw8bit", "adafactor", "galore_adamw")
+_PREALLOCATED = (
+    "A budget is what the process may have: JAX takes 75 % of a GPU's memory unless"
+    " XLA_PYTHON_CLIENT_MEM_FRACTION is set, as in XLA_PYTHON_CLIENT_MEM_FRACTION=.95."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,10 +63,12 @@ def _plan(found: argparse.Namespace) -> int:
     if device:
         device.prepare()
     sizes, setting = Sizes.load(found.model), _setting(found)
-    methods = _methods(found.method, parse_options(found.option))
     budget = parse_size(found.budget) if found.budget else None
+    names = found.method or (_FOR_BUDGETS if budget else _DEFAULT)
+    methods = _methods(names, parse_options(found.option))
     plans = [plan(sizes, method, setting) for method in methods]
-    print(f"{found.model}: {setting}\n\n{table(plans)}\n{notes(plans)}", flush=True)
+    said = filter(None, (table(plans), against_adamw(plans), notes(plans)))
+    print(f"{found.model}: {setting}", "", *said, sep="\n", flush=True)
     if found.png:
         draw(plans, found.png, budget, f"{Path(found.model).stem}: {setting}")
         print(f"wrote {found.png}")
@@ -119,6 +133,7 @@ def _search(
     print(_budget.choices_table(choices[:_SHOWN]))
     if len(choices) > _SHOWN:
         print(f"and {len(choices) - _SHOWN} more")
+    print(_PREALLOCATED)
 
 
 def _open(value: bool | None) -> tuple[bool, ...]:
@@ -148,10 +163,10 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--method",
         nargs="+",
-        default=["adamw", "galore_adamw"],
         metavar="NAME",
         help="optimizers of optax by name, with galore_ before and 8bit after it for"
-        " the projected and the 8-bit version; default: adamw galore_adamw",
+        " the projected and the 8-bit version; default: adamw galore_adamw, for a"
+        " budget also adamw8bit adafactor",
     )
     command.add_argument(
         "--option",

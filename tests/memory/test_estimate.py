@@ -88,6 +88,25 @@ def test_states_are_those_of_the_papers_formula() -> None:
     assert state.first_moments == state.second_moments == 2 * moments
 
 
+def test_moments_of_leaves_at_full_size_are_those_of_optax() -> None:
+    state = memory.plan("60m", Method("galore_adam", (("rank", 128),))).state
+    d, f, r, layers = 512, 1376, 128, 8
+    low, norms = layers * (4 * r * d + 3 * r * f), (2 * layers + 1) * d
+    full = 2 * 32000 * d + norms
+    assert state.dtypes["first_moments"] == {"f32": 4 * low, "bf16": 2 * full}
+    assert state.dtypes["second_moments"] == state.dtypes["first_moments"]
+    assert state.first_moments == 4 * low + 2 * full
+
+
+def test_a_plan_knows_adamw_at_both_precisions() -> None:
+    plan = memory.plan(SIZES, "galore_adamw")
+    assert plan.adamw == memory.plan(SIZES, "adamw").state.total
+    method = Method("adamw", (("moment_dtype", "float32"),))
+    assert plan.adamw_f32 == memory.plan(SIZES, method).state.total
+    wide = memory.plan(SIZES, "galore_adamw", Setting(dtype="float32"))
+    assert wide.adamw == wide.adamw_f32
+
+
 def test_terms_add_up() -> None:
     plan = memory.plan("130m", "galore_adamw8bit", Setting(512, 2))
     assert sum(plan.terms.values()) == plan.total
