@@ -4,8 +4,8 @@
 An unstacked LLaMA of 41 layers has 287 kernels, an embedding, a norm and a head: 290
 leaves, small ones, since shapes hardly matter. All take turns within one process. Each
 trace begins without what JAX remembers, with a transformation made anew, as in a new
-process; so does the first of the un-jitted updates, of which later ones follow. Those of
-`optax.contrib.galore` are left out: it compiles its refreshes anew at every call.
+process; so does the first of the un-jitted updates, of which later ones follow. Those
+of `optax.contrib.galore` are left out: it compiles its refreshes anew at every call.
 
     python benchmarks/trace_time.py [--rounds 3] [--calls 5] [--quick]
 """
