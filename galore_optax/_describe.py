@@ -15,7 +15,7 @@ from galore_optax._leaf_report import LeafReport
 from galore_optax._leaves import flatten
 from galore_optax._matrices import Matrix
 from galore_optax._record import Recorded, plans_of
-from galore_optax._yardstick import adam_state, adam_state_in_f32
+from galore_optax._yardstick import adam_moments, adam_moments_in_f32, adam_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +97,14 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
     _check(tx, params)
     records, state = plans_of(tx, params)
     flat = flatten(params)
-    adam, adam_f32 = adam_state(params), adam_state_in_f32(params)
-    held = [held_by_leaf(tree, params) for tree in (state, adam, adam_f32)]
+    held = held_by_leaf(state, params)
     verdicts = _verdicts(records)
     leaves = tuple(
         _report(path, value, verdicts.get(path, _OUTSIDE), of_leaf)
-        for path, value, *of_leaf in zip(flat.paths, flat.values, *held, strict=True)
+        for path, value, of_leaf in zip(flat.paths, flat.values, held, strict=True)
     )
-    sizes = tree_bytes(state), tree_bytes(adam), tree_bytes(adam_f32)
-    return Description(leaves, *sizes, _params_uses(records))
+    adam = adam_state(params)
+    return Description(leaves, tree_bytes(state), *adam, _params_uses(records))
 
 
 def _check(tx: Any, params: Any) -> None:
@@ -176,11 +175,10 @@ def _use(record: Recorded) -> ParamsUse | None:
     return getattr(record, "use", None)
 
 
-def _report(path: str, value: Any, verdict: _Verdict, held: list[Held]) -> LeafReport:
+def _report(path: str, value: Any, verdict: _Verdict, held: Held) -> LeafReport:
     reason, matrix = verdict
-    state, adam, adam_f32 = held
-    wider = state.wider(value.dtype)
-    of_state = state.bytes, wider, adam.bytes, adam_f32.bytes
+    adams = adam_moments(value), adam_moments_in_f32(value)
+    of_state = held.bytes, held.wider(value.dtype), *adams
     of_leaf = path, tuple(value.shape), str(value.dtype), reason
     if matrix is None:
         return LeafReport(*of_leaf, "", "", 0, 0, 0, 1.0, *of_state)

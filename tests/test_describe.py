@@ -70,6 +70,18 @@ def test_leaves_and_bytes() -> None:
     assert report.warnings == ()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_yardstick_is_the_state_of_optax(dtype: str) -> None:
+    params = block(dtype)
+    report = go.describe(adam(), params)
+    wide = jax.tree.map(lambda x: x.update(dtype=jnp.float32), params)
+    for make in (optax.adam, optax.adamw):
+        assert report.adam_bytes == bytes_of(jax.eval_shape(make(LR).init, params))
+        assert report.adam_f32_bytes == bytes_of(jax.eval_shape(make(LR).init, wide))
+    assert sum(leaf.adam_bytes for leaf in report) + 4 == report.adam_bytes
+    assert sum(leaf.adam_f32_bytes for leaf in report) + 4 == report.adam_f32_bytes
+
+
 def test_another_trace_of_init_changes_nothing() -> None:
     tx, params = adam(rank=2), {"w": jnp.ones((8, 12))}
     jax.eval_shape(tx.init, params)

@@ -22,7 +22,7 @@ import jax
 import optax
 
 from galore_optax._record import heard
-from galore_optax._yardstick import adam_state, adam_state_in_f32
+from galore_optax._yardstick import adam_state
 from galore_optax.layerwise import Params
 from galore_optax.memory._activations import Activations
 from galore_optax.memory._bytes import StateBytes, state_bytes, tree_bytes
@@ -155,9 +155,7 @@ def measure(
             raise ValueError(_NO_LAYERS)
         init, _ = layerwise_step(functions(model), tx, setting.remat)
         state = jax.eval_shape(init, params)
-    adamw, in_f32 = adam_state(params), adam_state_in_f32(params)
-    sizes = tree_bytes(adamw), tree_bytes(in_f32)
-    return Measured(params, records, state_bytes(state), *sizes)
+    return Measured(params, records, state_bytes(state), *adam_state(params))
 
 
 def estimate(
