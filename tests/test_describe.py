@@ -281,9 +281,9 @@ def test_unknown_layouts_are_warned_of_once() -> None:
 
 
 def test_matrices_of_no_telling_name_are_noted() -> None:
-    params = block() | of_shapes({"table": (32, 64)})
+    params = block() | of_shapes({"mixture": (32, 64)})
     report = go.describe(adam(), params)
-    note = only(report.notes, "projected by shape alone: 'table' (32x64)")
+    note = only(report.notes, "projected by shape alone: 'mixture' (32x64)")
     assert f"\nnote: {note}" in str(report)
     assert go.describe(adam(), block()).notes == ()
 
