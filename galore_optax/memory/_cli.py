@@ -26,6 +26,7 @@ from galore_optax.memory._table import (
 from galore_optax.memory._targets import Target, target, targets
 
 _EXPECTED = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
+_USUAL_RANK = 128  # the default of galore
 _SHOWN = 12  # choices of a budget
 _DEFAULT = ("adamw", "galore_adamw")
 _FOR_BUDGETS = ("adamw", "adamw8bit", "adafactor", "galore_adamw")
@@ -66,13 +67,14 @@ def _plan(found: argparse.Namespace) -> int:
     budget = parse_size(found.budget) if found.budget else None
     names = found.method or (_FOR_BUDGETS if budget else _DEFAULT)
     methods = _methods(names, parse_options(found.option))
-    plans = [plan(sizes, method, setting) for method in methods]
+    ranked = [_with_rank(method, sizes) for method in methods]
+    plans = [plan(sizes, method, setting) for method in ranked]
     said = filter(None, (table(plans), against_adamw(plans), notes(plans)))
     print(f"{found.model}: {setting}", "", *said, sep="\n", flush=True)
     if found.png:
         draw(plans, found.png, budget, f"{Path(found.model).stem}: {setting}")
         print(f"wrote {found.png}")
-    fits = [_compile(sizes, *pair, device) for pair in zip(methods, plans, strict=True)]
+    fits = [_compile(sizes, *pair, device) for pair in zip(ranked, plans, strict=True)]
     if budget:
         _search(sizes, methods, setting, budget, found)
     return 0 if all(fits) else 1
@@ -104,6 +106,15 @@ def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:
         Method(name, tuple((k, v) for k, v in options.items() if k in known[name]))
         for name in names
     ]
+
+
+def _with_rank(method: Method, sizes: Sizes) -> Method:
+    """A quarter of the width where that is below GaLore's default, and none is given."""
+    quarter = max(sizes.width // 4, 1)
+    given = "rank" in dict(method.options)
+    if not method.is_galore or given or quarter >= _USUAL_RANK:
+        return method
+    return method.with_options(rank=quarter)
 
 
 def _compile(sizes: Sizes, method: Method, ours: Plan, device: Target | None) -> bool:

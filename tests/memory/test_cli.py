@@ -47,6 +47,14 @@ def test_nothing_is_said_of_adamw_where_it_is_what_is_planned(capsys: Output) ->
     assert "warning" not in out
 
 
+def test_small_models_have_a_rank_below_their_width(capsys: Output) -> None:
+    assert run("9m", "--option", "weight_decay=0.1") == 0  # 128 wide
+    head = capsys.readouterr().out.splitlines()[2:5]
+    assert "rank=32" in "".join(head)
+    assert run("60m", "--option", "weight_decay=0.1") == 0
+    assert "rank" not in capsys.readouterr().out.split("---")[0]
+
+
 def test_flags_reach_the_setting(capsys: Output) -> None:
     flags = "--tokens 64 --batch 2 --accumulation 4 --dtype float32 --remat --layerwise"
     assert run("9m", *flags.split()) == 0
