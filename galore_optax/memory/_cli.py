@@ -109,7 +109,7 @@ def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:
 
 
 def _with_rank(method: Method, sizes: Sizes) -> Method:
-    """A quarter of the width where that is below GaLore's default, and none is given."""
+    """A quarter of the width where none is given and the default is more."""
     quarter = max(sizes.width // 4, 1)
     given = "rank" in dict(method.options)
     if not method.is_galore or given or quarter >= _USUAL_RANK:
