@@ -102,6 +102,23 @@ def _less(found: dict[str, Any]) -> tuple[str, str, str]:
     return f"{found['mean']:+.4f}", interval, said
 
 
+def moments_bf16(load: Load) -> str:
+    """By optimizer and dtype of moments, with the interval against its default."""
+    none = "", "", ""
+    rows = [
+        (
+            f"`{name}`",
+            ", ".join(f"{loss:.3f}" for loss in row["losses"]),
+            f"{row['perplexity']:.1f}",
+            f"{row['state_bytes']:,} bytes",
+            *(_less(row["less_base"]) if "less_base" in row else none),
+        )
+        for name, row in load("moments_bf16")["rows"].items()
+    ]
+    head = "", "validation loss by seed", "perplexity", "optimizer state"
+    return table((*head, "loss less the default's", *INTERVAL), rows)
+
+
 TASKS = {
     "cola": "CoLA, Matthews",
     "rte": "RTE, accuracy",
@@ -148,5 +165,5 @@ def _less_in_hundredths(cell: Any, base: Any) -> tuple[str, str, str]:
 
 ALL = (
     *(demo_seeds, llama_9m, pretraining, pretraining_galore, ablations),
-    *(finetuning, finetuning_pairs),
+    *(finetuning, finetuning_pairs, moments_bf16),
 )

@@ -2,38 +2,21 @@
 """A report of what a transformation projects and what its state costs."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import optax
 
-from galore_optax._leaves import Flat, flatten, path_string
+from galore_optax import _describe_advice as advice
+from galore_optax import _describe_table as tables
+from galore_optax._held import Held, held_by_leaf, tree_bytes
+from galore_optax._inner import ParamsUse
+from galore_optax._leaf_report import LeafReport
+from galore_optax._leaves import flatten
 from galore_optax._matrices import Matrix
-from galore_optax._record import plans_of
-from galore_optax._stored import QuantizedProjector
-from galore_optax._types import Scalar
-
-
-@dataclasses.dataclass(frozen=True)
-class LeafReport:
-    """What becomes of one leaf; sizes in bytes."""
-
-    path: str
-    shape: tuple[int, ...]
-    reason: str  # what the rule took the leaf for
-    matrix: str  # "batch x (rows x cols)", empty where nothing is projected
-    side: str  # "left" (rows), "right" (cols), "full", or empty
-    rank: int  # 0 where nothing is projected
-    gap: Scalar
-    scale: Scalar
-    state_bytes: int  # projector, refresh counters and all that the inner holds
-    adam_bytes: int  # of optax.adam for the same leaf
-
-    @property
-    def exceeds_adam(self) -> bool:
-        return self.state_bytes > self.adam_bytes
+from galore_optax._record import Recorded, plans_of
+from galore_optax._transform import params_use
+from galore_optax._yardstick import adam_moments, adam_moments_in_f32, adam_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,74 +25,42 @@ class Description:
 
     leaves: tuple[LeafReport, ...]
     state_bytes: int  # of the whole state, counters included
-    adam_bytes: int
+    adam_bytes: int  # of optax.adamw's, its moments in the dtypes of the leaves
+    adam_f32_bytes: int  # the same with f32 moments of 16-bit leaves
+    params_use: tuple[str, ...]  # what each galore's inner does with params
 
     def __iter__(self) -> Iterator[LeafReport]:
         return iter(self.leaves)
 
     @property
+    def unprojected(self) -> dict[str, float]:
+        """Shares of the matrix parameters at full size by reason, largest first."""
+        return advice.unprojected(self.leaves)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user may not have meant."""
-        found = [_warn_bytes(leaf) for leaf in self.leaves if leaf.exceeds_adam]
-        unknown = [leaf for leaf in self.leaves if leaf.reason == "unknown layout"]
-        return (*found, *map(_warn_unknown, unknown))
+        """What a user may not have meant and can change, one a kind."""
+        sizes = self.state_bytes, self.adam_bytes, self.adam_f32_bytes
+        exceeds = self.state_bytes > self.adam_bytes
+        whole = (advice.above_adamw(self.leaves, *sizes),) if exceeds else ()
+        return (*whole, *advice.warnings(self.leaves))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is good to know, one a kind."""
+        return advice.notes(self.leaves)
 
     def __str__(self) -> str:
-        rows = [_HEADER, *map(_row, self.leaves), self._total()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [_line(row, widths) for row in rows]
-        lines.insert(1, "-" * len(lines[0]))
-        lines.insert(-1, "-" * len(lines[0]))
-        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
-
-    def _total(self) -> tuple[str, ...]:
-        share = f"{self.state_bytes / max(self.adam_bytes, 1):.0%} of Adam"
-        sizes = (_size(self.state_bytes), _size(self.adam_bytes))
-        return ("total", "", share, "", "", "", *sizes)
-
-
-_HEADER = ("leaf", "shape", "kind", "matrix", "side", "rank", "state", "Adam")
-
-
-def _row(leaf: LeafReport) -> tuple[str, ...]:
-    return (
-        leaf.path or "(the tree itself)",
-        "x".join(map(str, leaf.shape)),
-        leaf.reason,
-        leaf.matrix or "full size",
-        leaf.side,
-        str(leaf.rank or ""),
-        _size(leaf.state_bytes) + ("!" if leaf.exceeds_adam else ""),
-        _size(leaf.adam_bytes),
-    )
-
-
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    left = [text.ljust(width) for text, width in zip(row[:5], widths[:5], strict=True)]
-    right = [text.rjust(width) for text, width in zip(row[5:], widths[5:], strict=True)]
-    return "  ".join(left + right).rstrip()
-
-
-def _size(number: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number} B"
-
-
-def _warn_bytes(leaf: LeafReport) -> str:
-    return (
-        f"'{leaf.path}' takes {_size(leaf.state_bytes)} of state, Adam"
-        f" {_size(leaf.adam_bytes)}: lower its rank, keep it at full size, or give"
-        " moment_dtype."
-    )
-
-
-def _warn_unknown(leaf: LeafReport) -> str:
-    return (
-        f"'{leaf.path}' {leaf.shape} stays at full size because its axes are unknown:"
-        " name them with weight_dimension_numbers."
-    )
+        sizes = self.state_bytes, self.adam_bytes, self.adam_f32_bytes
+        parts = [
+            tables.table(self.leaves, *sizes),
+            tables.legend(self.leaves, self.adam_f32_bytes > self.adam_bytes),
+            advice.shares(self.unprojected),
+            *self.params_use,
+            *(f"note: {text}" for text in self.notes),
+            *(f"warning: {text}" for text in self.warnings),
+        ]
+        return "\n".join(parts)
 
 
 def describe(tx: optax.GradientTransformation, params: Any) -> Description:
@@ -125,6 +76,7 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
       a `Description`; `print` it for a table, iterate over it for the leaves.
 
     Raises:
+      TypeError: `tx` is no transformation, as where the two are swapped.
       ValueError: `tx` contains no `galore`, or cannot be initialised with `params`.
 
     Example:
@@ -138,50 +90,98 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
       up/kernel  16x64   matrix       64x16      right     4   2.30 kB   8.19 kB
       --------------------------------------------------------------------------
       total              72% of Adam                          15.13 kB  21.00 kB
+      matrix: batch x (output x input); side: left projects the output, right the input
+      state: projector and all that the inner holds; Adam: optax.adam's, in the leaf's
+      dtype
+      not projected: 61.0% of the matrix parameters (61.0% embedding)
     """
+    _check(tx, params)
     records, state = plans_of(tx, params)
     flat = flatten(params)
-    adam = jax.eval_shape(optax.adam(1.0).init, params)
-    ours, theirs = _bytes_by_leaf(state, flat), _bytes_by_leaf(adam, flat)
-    matrices = {m.path: m for record in records for m in record.plan.projected}
-    reasons = {
-        path: reason
+    held = held_by_leaf(state, params)
+    verdicts = _verdicts(records)
+    leaves = tuple(
+        _report(path, value, verdicts.get(path, _OUTSIDE), of_leaf)
+        for path, value, of_leaf in zip(flat.paths, flat.values, held, strict=True)
+    )
+    adam = adam_state(params)
+    return Description(leaves, tree_bytes(state), *adam, _params_uses(records))
+
+
+def _check(tx: Any, params: Any) -> None:
+    if _is_transformation(tx):
+        return
+    kind = type(tx).__name__
+    if _is_transformation(params):
+        raise TypeError(
+            f"describe was given a {kind} where the transformation belongs, and a"
+            " transformation where params belong. Swap them: describe(tx, params)."
+        )
+    raise TypeError(
+        f"describe was given a {kind} where the transformation belongs. Write"
+        " describe(tx, params), with tx such as galore_optax.galore(optax.adam(1e-3))."
+    )
+
+
+def _is_transformation(value: Any) -> bool:
+    return callable(getattr(value, "init", None)) and callable(
+        getattr(value, "update", None)
+    )
+
+
+class _Verdict(NamedTuple):
+    reason: str
+    matrix: Matrix | None
+
+
+_OUTSIDE = _Verdict("outside galore", None)
+
+
+def _verdicts(records: Sequence[Recorded]) -> dict[str, _Verdict]:
+    return {
+        path: _Verdict(reason, matrix)
         for record in records
-        for path, reason in zip(
-            record.plan.flat.paths, record.plan.reasons, strict=True
+        for path, reason, matrix in zip(
+            record.plan.flat.paths,
+            record.plan.reasons,
+            record.plan.matrices,
+            strict=True,
         )
     }
-    leaves = tuple(
-        _report(path, tuple(value.shape), reasons, matrices, ours[path], theirs[path])
-        for path, value in zip(flat.paths, flat.values, strict=True)
-    )
-    return Description(leaves, _bytes(state), _bytes(adam))
 
 
-def _report(
-    path: str,
-    shape: tuple[int, ...],
-    reasons: Mapping[str, str],
-    matrices: Mapping[str, Matrix],
-    ours: int,
-    theirs: int,
-) -> LeafReport:
-    matrix = matrices.get(path)
-    reason = reasons.get(path, "outside galore")
+_USES = {
+    ParamsUse.IGNORED: "params: not used by the inner",
+    ParamsUse.ADDITIVE: "params: weight decay on all of W, unscaled",
+    ParamsUse.COORDINATES: "params: seen by the inner as coordinates; weight decay in"
+    " coordinates only, none outside the span",
+}
+
+
+def _params_uses(records: Sequence[Recorded]) -> tuple[str, ...]:
+    """One line where all inners do the same, else one for each and its first leaf."""
+    firsts = {path: record for record in records for path in _projected(record)[:1]}
+    uses = {path: params_use(record) for path, record in firsts.items()}
+    texts = {path: _USES[use] for path, use in uses.items() if use}
+    if len(set(texts.values())) == 1:
+        return tuple(set(texts.values()))
+    return tuple(f"'{path}' and its like: {text}" for path, text in texts.items())
+
+
+def _projected(record: Recorded) -> list[str]:
+    return [matrix.path for matrix in record.plan.projected]
+
+
+def _report(path: str, value: Any, verdict: _Verdict, held: Held) -> LeafReport:
+    reason, matrix = verdict
+    adams = adam_moments(value), adam_moments_in_f32(value)
+    of_state = held.bytes, held.wider(value.dtype), *adams
+    of_leaf = path, tuple(value.shape), str(value.dtype), reason
     if matrix is None:
-        return LeafReport(path, shape, reason, "", "", 0, 0, 1.0, ours, theirs)
-    return LeafReport(
-        path,
-        shape,
-        matrix.reason,
-        _view(matrix),
-        _side(matrix),
-        matrix.rank,
-        matrix.gap,
-        matrix.scale,
-        ours,
-        theirs,
-    )
+        return LeafReport(*of_leaf, "", "", 0, 0, 0, 1.0, *of_state)
+    smaller = min(matrix.size(matrix.rows), matrix.size(matrix.cols))
+    text = _view(matrix), _side(matrix), matrix.rank, smaller
+    return LeafReport(*of_leaf, *text, matrix.gap, matrix.scale, *of_state)
 
 
 def _view(matrix: Matrix) -> str:
@@ -194,37 +194,3 @@ def _side(matrix: Matrix) -> str:
     if len(matrix.sides) > 1:
         return "full"
     return "left" if matrix.sides[0].axes == matrix.rows else "right"
-
-
-def _bytes(tree: Any) -> int:
-    return sum(_size_of(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _size_of(leaf: Any) -> int:
-    return int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
-
-
-def _bytes_by_leaf(state: Any, flat: Flat) -> dict[str, int]:
-    """Bytes of `state` by the leaf whose path each of its arrays' paths ends with."""
-    found = dict.fromkeys(flat.paths, 0)
-    pairs, _ = jax.tree_util.tree_flatten_with_path(state)
-    for path, leaf in pairs:
-        owner = _owner(path_string(path), flat.paths)
-        if owner is not None:
-            found[owner] += _size_of(leaf)
-    return found
-
-
-def _owner(path: str, leaves: tuple[str, ...]) -> str | None:
-    # One more name may follow: the side of a pair of projectors, a refresh counter; and
-    # after that a part of a quantized projector.
-    head, _, last = path.rpartition("/")
-    endings = [path, head]
-    if last in QuantizedProjector._fields:
-        endings.append(head.rpartition("/")[0])
-    owners = [
-        leaf
-        for leaf in leaves
-        if not leaf or any(f"/{end}".endswith(f"/{leaf}") for end in endings)
-    ]
-    return max(owners, key=len, default=None)

@@ -107,10 +107,16 @@ def _dtypes(plan: Plan, config: Config, like: Flat | None = None) -> list[jnp.dt
 
 def params_use(record: Recorded) -> ParamsUse | None:
     """What the inner does with params; `None` where it needs extra arguments."""
-    plan, config, inner = record
-    state = jax.eval_shape(lambda: inner.init(_initial_coordinates(plan, config)))
-    frame = Frame(plan, (), tuple(_dtypes(plan, config)))
-    return read_inner(inner, frame, plan.flat, state)
+    found: list[ParamsUse | None] = []
+
+    def read(nodes: tuple[Any, ...]) -> None:
+        plan = record.plan.with_values(nodes)
+        frame = Frame(plan, (), tuple(_dtypes(plan, record.config)))
+        state = record.inner.init(_initial_coordinates(plan, record.config))
+        found.append(read_inner(record.inner, frame, plan.flat, state))
+
+    jax.eval_shape(read, record.plan.flat.nodes)
+    return found[0]
 
 
 def _cast(value: Any, dtype: jnp.dtype) -> Any:

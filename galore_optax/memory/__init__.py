@@ -28,6 +28,7 @@ from galore_optax.memory._methods import parse_options as parse_options
 from galore_optax.memory._plot import draw as draw
 from galore_optax.memory._setting import Setting as Setting
 from galore_optax.memory._sizes import Sizes as Sizes
+from galore_optax.memory._table import against_adamw as against_adamw
 from galore_optax.memory._table import comparison as comparison
 from galore_optax.memory._table import notes as notes
 from galore_optax.memory._table import table as table

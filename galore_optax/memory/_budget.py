@@ -24,7 +24,7 @@ from galore_optax.memory._workspace import Measured
 _FULL = 10**9  # rank of a method without projection
 _SMALLEST_RANK = 32
 _SHORTEST = 128  # tokens
-_MATRIX = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+_MATRIX = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)  # above any rank
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of trees of shapes, and of an optimizer's state by kind."""
+"""Bytes of an optimizer's state by kind, and sizes as text."""
 
 import dataclasses
-import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from galore_optax._held import array_bytes
+from galore_optax._held import tree_bytes as tree_bytes
 
 _FIRST = frozenset({"mu", "m", "trace", "ema", "momentum"})
 _SECOND = frozenset({"nu", "nu_max", "n", "v", "v_row", "v_col", "row", "col"}) | {
@@ -31,21 +33,21 @@ class StateBytes:
     second_moments: int = 0
     scales: int = 0  # of codes of fewer bits
     other: int = 0  # counters, keys, and whatever has no name known here
+    dtypes: Mapping[str, Mapping[str, int]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )  # of each kind of moments, its bytes by dtype
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        return {name: vars(self)[name] for name in _KINDS}
 
     @property
     def total(self) -> int:
-        return sum(dataclasses.astuple(self))
+        return sum(self.kinds.values())
 
 
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree, or of what its shapes stand for."""
-    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(leaf: Any) -> int:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+_KINDS = tuple(x.name for x in dataclasses.fields(StateBytes) if x.name != "dtypes")
+_MOMENTS = ("first_moments", "second_moments")
 
 
 def state_bytes(state: Any) -> StateBytes:
@@ -70,10 +72,20 @@ def state_bytes(state: Any) -> StateBytes:
       >>> memory.state_bytes(optax.adam(1e-3).init(params))
       StateBytes(projectors=0, first_moments=512, second_moments=512, scales=0, other=4)
     """
-    found = dict.fromkeys((field.name for field in dataclasses.fields(StateBytes)), 0)
+    found = dict.fromkeys(_KINDS, 0)
+    dtypes: dict[str, dict[str, int]] = {kind: {} for kind in _MOMENTS}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        found[_kind(path)] += _bytes(leaf)
-    return StateBytes(**found)
+        kind, size = _kind(path), array_bytes(leaf)
+        found[kind] += size
+        if kind in _MOMENTS:
+            name = _short(leaf.dtype)
+            dtypes[kind][name] = dtypes[kind].get(name, 0) + size
+    return StateBytes(**found, dtypes=dtypes)
+
+
+def _short(dtype: Any) -> str:
+    """As in f32, bf16, int8."""
+    return str(jnp.dtype(dtype).name).replace("float", "f")
 
 
 def _kind(path: tuple[Any, ...]) -> str:

@@ -16,11 +16,24 @@ from galore_optax.memory._methods import Method, option_names, parse_options
 from galore_optax.memory._plot import draw
 from galore_optax.memory._setting import DTYPES, Setting
 from galore_optax.memory._sizes import Sizes
-from galore_optax.memory._table import comparison, notes, table, verdict
+from galore_optax.memory._table import (
+    against_adamw,
+    comparison,
+    notes,
+    table,
+    verdict,
+)
 from galore_optax.memory._targets import Target, target, targets
 
 _EXPECTED = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
+_USUAL_RANK = 128  # the default of galore
 _SHOWN = 12  # choices of a budget
+_DEFAULT = ("adamw", "galore_adamw")
+_FOR_BUDGETS = ("adamw", "adamw8bit", "adafactor", "galore_adamw")
+_PREALLOCATED = (
+    "A budget is what the process may have: JAX takes 75 % of a GPU's memory unless"
+    " XLA_PYTHON_CLIENT_MEM_FRACTION is set, as in XLA_PYTHON_CLIENT_MEM_FRACTION=.95."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,14 +64,17 @@ def _plan(found: argparse.Namespace) -> int:
     if device:
         device.prepare()
     sizes, setting = Sizes.load(found.model), _setting(found)
-    methods = _methods(found.method, parse_options(found.option))
     budget = parse_size(found.budget) if found.budget else None
-    plans = [plan(sizes, method, setting) for method in methods]
-    print(f"{found.model}: {setting}\n\n{table(plans)}\n{notes(plans)}", flush=True)
+    names = found.method or (_FOR_BUDGETS if budget else _DEFAULT)
+    methods = _methods(names, parse_options(found.option))
+    ranked = [_with_rank(method, sizes) for method in methods]
+    plans = [plan(sizes, method, setting) for method in ranked]
+    said = filter(None, (table(plans), against_adamw(plans), notes(plans)))
+    print(f"{found.model}: {setting}", "", *said, sep="\n", flush=True)
     if found.png:
         draw(plans, found.png, budget, f"{Path(found.model).stem}: {setting}")
         print(f"wrote {found.png}")
-    fits = [_compile(sizes, *pair, device) for pair in zip(methods, plans, strict=True)]
+    fits = [_compile(sizes, *pair, device) for pair in zip(ranked, plans, strict=True)]
     if budget:
         _search(sizes, methods, setting, budget, found)
     return 0 if all(fits) else 1
@@ -92,6 +108,15 @@ def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:
     ]
 
 
+def _with_rank(method: Method, sizes: Sizes) -> Method:
+    """A quarter of the width where none is given and the default is more."""
+    quarter = max(sizes.width // 4, 1)
+    given = "rank" in dict(method.options)
+    if not method.is_galore or given or quarter >= _USUAL_RANK:
+        return method
+    return method.with_options(rank=quarter)
+
+
 def _compile(sizes: Sizes, method: Method, ours: Plan, device: Target | None) -> bool:
     if device is None:
         return True
@@ -119,6 +144,7 @@ def _search(
     print(_budget.choices_table(choices[:_SHOWN]))
     if len(choices) > _SHOWN:
         print(f"and {len(choices) - _SHOWN} more")
+    print(_PREALLOCATED)
 
 
 def _open(value: bool | None) -> tuple[bool, ...]:
@@ -148,10 +174,10 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--method",
         nargs="+",
-        default=["adamw", "galore_adamw"],
         metavar="NAME",
         help="optimizers of optax by name, with galore_ before and 8bit after it for"
-        " the projected and the 8-bit version; default: adamw galore_adamw",
+        " the projected and the 8-bit version; default: adamw galore_adamw, for a"
+        " budget also adamw8bit adafactor",
     )
     command.add_argument(
         "--option",

@@ -22,6 +22,7 @@ import jax
 import optax
 
 from galore_optax._record import heard
+from galore_optax._yardstick import adam_state
 from galore_optax.layerwise import Params
 from galore_optax.memory._activations import Activations
 from galore_optax.memory._bytes import StateBytes, state_bytes, tree_bytes
@@ -61,6 +62,8 @@ class Plan:
     setting: Setting
     weights: int
     state: StateBytes
+    adamw: int  # bytes of optax.adamw's state, its moments in the dtypes of the weights
+    adamw_f32: int  # the same with f32 moments of 16-bit weights
     phases: tuple[Phase, ...]
     not_modelled: tuple[str, ...]
 
@@ -75,7 +78,7 @@ class Plan:
     @property
     def terms(self) -> dict[str, int]:
         """Bytes by name, at the peak; they add up to `total`."""
-        state = {k.replace("_", " "): v for k, v in vars(self.state).items()}
+        state = {k.replace("_", " "): v for k, v in self.state.kinds.items()}
         peak = vars(self.peak)
         return {"weights": self.weights} | state | {k: peak[k] for k in _OF_PHASE}
 
@@ -152,7 +155,7 @@ def measure(
             raise ValueError(_NO_LAYERS)
         init, _ = layerwise_step(functions(model), tx, setting.remat)
         state = jax.eval_shape(init, params)
-    return Measured(params, records, state_bytes(state))
+    return Measured(params, records, state_bytes(state), *adam_state(params))
 
 
 def estimate(
@@ -167,7 +170,8 @@ def estimate(
     if measured.records:
         missing = (_REFRESH, *missing)
     weights = tree_bytes(measured.params)
-    return Plan(name, setting, weights, measured.state, phases, missing)
+    adamw = measured.adamw, measured.adamw_f32
+    return Plan(name, setting, weights, measured.state, *adamw, phases, missing)
 
 
 def _phases(sizes: Sizes, measured: Measured, setting: Setting) -> tuple[Phase, ...]:

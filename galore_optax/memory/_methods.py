@@ -6,6 +6,8 @@
     "galore_adamw"      galore_optax.galore(optax.adamw(...)), options for both
     "galore_adam8bit"   galore_optax.galore(galore_optax.quantized(optax.adam(...)))
 
+A plain one takes `moment_dtype` too: "adamw" with `moment_dtype=float32` keeps f32
+moments of 16-bit weights, as no option of Optax does for the second moment.
 `galore_adamw`, `galore_adamw8bit` and `galore_adafactor` are the ready-made ones.
 """
 
@@ -26,6 +28,7 @@ from galore_optax._adafactor import galore_adafactor
 from galore_optax._adamw import galore_adamw, galore_adamw8bit
 from galore_optax._galore import galore
 from galore_optax._quantized import quantized
+from galore_optax.memory._precision import in_dtype
 
 Maker = Callable[..., optax.GradientTransformation]
 
@@ -37,6 +40,7 @@ _READY: dict[str, Maker] = {
     "galore_adafactor": galore_adafactor,
 }
 _PREFIX, _SUFFIX = "galore_", "8bit"
+_MOMENTS = "moment_dtype"
 _BY_NAME: dict[str, ModuleType] = {"subspace": subspace, "code": codes}
 
 
@@ -144,9 +148,11 @@ def option_names(name: str) -> list[str]:
         raise ValueError(_unknown("method", name, method_names(), listed=list(_PLAIN)))
     if name in _READY:
         return _parameters(_READY[name])
-    outer = _parameters(galore)[1:] if name.startswith(_PREFIX) else []
+    inner = _parameters(_PLAIN[_inner_name(name)])
     coded = ["code"] if name.endswith(_SUFFIX) else []
-    return outer + coded + _parameters(_PLAIN[_inner_name(name)])
+    if name.startswith(_PREFIX):
+        return _parameters(galore)[1:] + coded + inner
+    return (coded or [_MOMENTS]) + inner
 
 
 def _inner_name(name: str) -> str:
@@ -163,13 +169,15 @@ def _make(
     values = {key: _value(key, value) for key, value in options.items()}
     if name in _READY:
         return _READY[name](rate, **values)
-    outer = _parameters(galore)[1:] if name.startswith(_PREFIX) else []
+    outer = _parameters(galore)[1:] if name.startswith(_PREFIX) else [_MOMENTS]
     inner = {k: v for k, v in values.items() if k not in (*outer, "code")}
     tx = _PLAIN[_inner_name(name)](rate, **inner)
     if name.endswith(_SUFFIX):
         tx = quantized(tx, code=values.get("code"))
     chosen = {k: v for k, v in values.items() if k in outer}
-    return galore(tx, **chosen) if name.startswith(_PREFIX) else tx
+    if name.startswith(_PREFIX):
+        return galore(tx, **chosen)
+    return in_dtype(tx, chosen[_MOMENTS]) if _MOMENTS in chosen else tx
 
 
 def _parameters(function: Maker) -> list[str]:

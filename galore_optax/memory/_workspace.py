@@ -22,6 +22,8 @@ class Measured:
     params: Any
     records: tuple[Recorded, ...]
     state: StateBytes
+    adamw: int  # bytes of optax.adamw's state, its moments in the dtypes of the weights
+    adamw_f32: int  # the same with f32 moments of 16-bit weights
 
 
 def coordinates(measured: Measured) -> int:

@@ -83,6 +83,13 @@ def test_nothing_fits_names_the_smallest_and_the_miss() -> None:
     assert memory.search(MODEL, BOTH, Setting(), least, space)
 
 
+def test_a_rank_of_any_size_has_an_8bit_version() -> None:
+    methods = [Method("galore_adamw", (("rank", 700),))]
+    budget = memory.plan(MODEL, methods[0], Setting(remat=True)).total - 10**7
+    found = memory.search(MODEL, methods, Setting(), budget)
+    assert "galore_adamw8bit" in {choice.method.name for choice in found}
+
+
 def test_methods_without_moments_have_no_8bit_version() -> None:
     found = memory.search(MODEL, [Method("sgd")], Setting(remat=True), 10**10)
     assert {choice.method.name for choice in found} == {"sgd"}

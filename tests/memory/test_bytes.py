@@ -29,6 +29,7 @@ NAMED = [
     Method("galore_adamw", (*RANK, ("moment_dtype", "bfloat16"))),
     Method("galore_adamw", (*RANK, ("proj_type", "full"))),
     Method("adamw", (("mu_dtype", "float32"),)),
+    Method("adamw", (("moment_dtype", "float32"),)),
 ]
 TRANSFORMATIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "momentum": lambda: optax.sgd(0.1, momentum=0.9),
@@ -70,6 +71,15 @@ def test_kinds_of_galore_in_eight_bits() -> None:
     assert found.first_moments == found.second_moments == 32 * 128
     assert found.scales == 2 * (2 * 32 * 128 // 64)  # bf16, blocks of 64
     assert 0 < found.other < 64  # counters, the key
+
+
+def test_moments_have_their_dtypes() -> None:
+    params = {"up": {"kernel": jnp.zeros((64, 128), jnp.bfloat16)}}
+    params["norm"] = {"scale": jnp.zeros(64, jnp.bfloat16)}
+    found = memory.state_bytes(galore_optax.galore_adamw(0.1, rank=8).init(params))
+    moments = {"f32": 4 * 8 * 128, "bf16": 2 * 64}
+    assert found.dtypes == {"first_moments": moments, "second_moments": moments}
+    assert sum(moments.values()) == found.first_moments
 
 
 def test_kinds_of_adafactor() -> None:

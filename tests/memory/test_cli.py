@@ -29,6 +29,32 @@ def test_methods_stand_side_by_side(capsys: Output) -> None:
     assert f"{plan.total / 1e6:.2f} MB" in out
 
 
+def test_moments_and_adamw_are_told_by_dtype(capsys: Output) -> None:
+    assert run("60m", "--method", "galore_adamw", "--option", "rank=400") == 0
+    out = capsys.readouterr().out
+    assert "first moments, bf16" in out
+    assert "second moments, f32" in out
+    adamw = memory.plan("60m", "adamw").state.total
+    assert f"state of optax.adamw: {adamw / 1e6:.2f} MB with moments in the" in out
+    assert "warning: the state of galore_adamw(rank=400), " in out
+    assert f"exceeds optax.adamw's, {adamw / 1e6:.2f} MB. Less takes a lower" in out
+
+
+def test_nothing_is_said_of_adamw_where_it_is_what_is_planned(capsys: Output) -> None:
+    assert run("60m", "--method", "adamw", "--dtype", "float32") == 0
+    out = capsys.readouterr().out
+    assert "optax.adamw" not in out
+    assert "warning" not in out
+
+
+def test_small_models_have_a_rank_below_their_width(capsys: Output) -> None:
+    assert run("9m", "--option", "weight_decay=0.1") == 0  # 128 wide
+    head = capsys.readouterr().out.splitlines()[2:5]
+    assert "rank=32" in "".join(head)
+    assert run("60m", "--option", "weight_decay=0.1") == 0
+    assert "rank" not in capsys.readouterr().out.split("---")[0]
+
+
 def test_flags_reach_the_setting(capsys: Output) -> None:
     flags = "--tokens 64 --batch 2 --accumulation 4 --dtype float32 --remat --layerwise"
     assert run("9m", *flags.split()) == 0
@@ -41,6 +67,11 @@ def test_a_budget_lists_what_fits(capsys: Output) -> None:
     out = capsys.readouterr().out
     assert "what fits 1GB" in out
     assert "layerwise" not in out
+    assert "75 %" in out
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in out
+    head, choices = out.split("what fits 1GB")
+    assert "adamw  adamw8bit  adafactor  galore_adamw" in head
+    assert "\nadafactor " in choices
 
 
 def test_a_budget_that_is_too_small_says_by_how_much(capsys: Output) -> None:
@@ -59,6 +90,7 @@ def test_a_budget_that_is_too_small_says_by_how_much(capsys: Output) -> None:
         ("9m --option rank=-3", "rank=-3"),
         ("9m --option rnk=3", "Did you mean 'rank'"),
         ("9m --method adamw --option rank=3", "unknown option 'rank' of 'adamw'"),
+        ("9m --method adamw8bit --option moment_dtype=float32", "unknown option"),
         ("9m --tokens 0", "tokens=0"),
         ("9m --compile rtx409", "Did you mean 'rtx4090'"),
         ("9m --png plan.txt", "FILE.png"),

@@ -88,6 +88,26 @@ def test_states_are_those_of_the_papers_formula() -> None:
     assert state.first_moments == state.second_moments == 2 * moments
 
 
+def test_moments_of_leaves_at_full_size_are_those_of_optax() -> None:
+    state = memory.plan("60m", Method("galore_adam", (("rank", 128),))).state
+    d, f, r, layers = 512, 1376, 128, 8
+    low, norms = layers * (4 * r * d + 3 * r * f), (2 * layers + 1) * d
+    full = 2 * 32000 * d + norms
+    assert state.dtypes["first_moments"] == {"f32": 4 * low, "bf16": 2 * full}
+    assert state.dtypes["second_moments"] == state.dtypes["first_moments"]
+    assert state.first_moments == 4 * low + 2 * full
+
+
+def test_a_plan_knows_adamw_at_both_precisions() -> None:
+    galore = Method("galore_adamw", (("rank", 8),))
+    plan = memory.plan(SIZES, galore)
+    assert plan.adamw == memory.plan(SIZES, "adamw").state.total
+    method = Method("adamw", (("moment_dtype", "float32"),))
+    assert plan.adamw_f32 == memory.plan(SIZES, method).state.total
+    wide = memory.plan(SIZES, galore, Setting(dtype="float32"))
+    assert wide.adamw == wide.adamw_f32
+
+
 def test_terms_add_up() -> None:
     plan = memory.plan("130m", "galore_adamw8bit", Setting(512, 2))
     assert sum(plan.terms.values()) == plan.total
@@ -126,10 +146,13 @@ def test_layerwise_adds_up_coordinates() -> None:
 @pytest.mark.parametrize("name", ["adamw", "galore_adamw8bit", "galore_adafactor"])
 def test_state_of_layerwise_steps_is_that_of_their_init(name: str) -> None:
     setting = Setting(layerwise=True, remat=True)
-    init, _ = layerwise_step(memory.model(SIZES), Method(name).make(), remat=True)
+    method = Method(name)
+    if method.is_galore:
+        method = method.with_options(rank=8)
+    init, _ = layerwise_step(memory.model(SIZES), method.make(), remat=True)
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory.shapes(SIZES))
     found = sum(x.nbytes for x in jax.tree.leaves(init(params)))
-    assert memory.plan(SIZES, name, setting).state.total == found
+    assert memory.plan(SIZES, method, setting).state.total == found
 
 
 def test_any_tree_has_a_plan() -> None:
