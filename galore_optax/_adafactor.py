@@ -22,7 +22,7 @@ import optax
 
 from galore_optax._arguments import check_mask
 from galore_optax._config import DEFAULT_SCALE, make_config
-from galore_optax._dimensions import WeightDimensionNumbers
+from galore_optax._dimensions import VECTORS, WeightDimensionNumbers
 from galore_optax._galore import Projecting
 from galore_optax._leaves import flatten
 from galore_optax._matrices import Matrix, Plan
@@ -30,8 +30,6 @@ from galore_optax._projection import accumulation_dtype
 from galore_optax._transform import projected
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.subspace import Subspace
-
-_VECTORS = ("norm", "bias", "vector")
 
 
 class AdafactorState(NamedTuple):
@@ -74,7 +72,7 @@ def _blocks(plan: Plan) -> list[_Block]:
 
 
 def _full_block(ndim: int, reason: str) -> _Block:
-    if ndim < 2 or reason in _VECTORS:
+    if ndim < 2 or reason in VECTORS:
         return _Block((), (), ())
     return _Block((ndim - 2,), (ndim - 1,), ())
 

@@ -33,11 +33,12 @@ _UPDATES: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar(
 )
 
 
-def record(plan: Plan, config: Config, inner: optax.GradientTransformation) -> None:
-    """Called by `init`; heard only inside `plans_of`."""
+def record(plan: Plan, config: Config, inner: optax.GradientTransformation) -> bool:
+    """Called by `init`; whether somebody asks, inside `plans_of`."""
     records = _RECORDS.get()
     if records is not None:
         records.append(Recorded(plan.abstract(), config, inner))
+    return records is not None
 
 
 def record_updates(updates: Any) -> bool:

@@ -49,13 +49,12 @@ def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
     if isinstance(params, Placeholder):
         return _unlabelled(inner_of, config)
     plan = config.selection.plan(params)
-    notice = rank_notice(plan)
-    if notice:
-        warnings.warn(notice, UserWarning, stacklevel=3)
     inner = inner_of(plan)
     inner_params = _initial_coordinates(plan, config)
     _refuse_values(inner, inner_params)
-    record(plan, config, inner)
+    notice = rank_notice(plan)
+    if not record(plan, config, inner) and notice:
+        warnings.warn(notice, UserWarning, stacklevel=3)
     projectors = [
         tuple(initial_projector(matrix, side, leaf) for side in matrix.sides)
         for matrix, leaf in plan.pairs()
