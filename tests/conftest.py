@@ -2,7 +2,9 @@
 """CPU devices, and one folder of compiled programs; set before JAX starts.
 
 Eight devices stand for a mesh; with GALORE_OPTAX_TEST_DEVICES=1 there is one, as most
-users have it. Many tests compile the same program: all workers and subprocesses of one run share what
+users have it.
+
+Many tests compile the same program: all workers and subprocesses of one run share what
 they compiled, and nothing outlives the run.
 """
 
