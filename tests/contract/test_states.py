@@ -42,6 +42,7 @@ def test_map_params_gives_no_projected_array_a_full_specification(make: Any) -> 
     )
 
 
+@pytest.mark.one_device
 @every
 def test_no_two_state_leaves_share_a_buffer(make: Any) -> None:
     tx, weights = make(), params()

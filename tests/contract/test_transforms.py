@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from tests.contract.subjects import assert_close, projecting, started
@@ -37,11 +38,11 @@ def test_a_replica_a_device_in_shard_map(make: Any) -> None:
         updates, state = subject.tx.update(mine[2], mine[1], mine[0])
         return jax.tree.map(lambda x: x[None], (updates, state))
 
-    mesh = jax.make_mesh((2,), ("replica",), devices=jax.devices()[:2])
+    mesh = jax.make_mesh(
+        (2,), ("replica",), (AxisType.Auto,), devices=jax.devices()[:2]
+    )
     on_devices = jax.jit(
-        jax.shard_map(
-            step, mesh=mesh, in_specs=P("replica"), out_specs=P("replica")
-        )
+        jax.shard_map(step, mesh=mesh, in_specs=P("replica"), out_specs=P("replica"))
     )
     alone = [(of_replica(both, i), subject.state) for i in range(2)]
     for number in range(2):
@@ -77,7 +78,10 @@ def test_gradient_through_a_refresh(make: Any) -> None:
     _, renewed = jax.jit(refreshed)(jax.grad(loss)(weights))
     given = state._replace(projector=renewed.projector)
     derivative = jax.jit(jax.grad(after), static_argnums=2)
-    found, expected = derivative(weights, state, True), derivative(weights, given, False)
+    found, expected = (
+        derivative(weights, state, True),
+        derivative(weights, given, False),
+    )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
     # Both multiply by the same basis, found by one program and by another.
     assert_close(found, expected, rtol=1e-3, atol=1e-4)

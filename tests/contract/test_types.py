@@ -31,6 +31,7 @@ def compilations(caplog: Any) -> list[str]:
     return [message for message in messages if message.startswith("Compiling")]
 
 
+@pytest.mark.one_device
 @every
 def test_compiles_once(make: Any, caplog: Any) -> None:
     tx, weights = make(), params()
@@ -57,6 +58,7 @@ def test_without_jit_only_the_first_update_compiles(make: Any, caplog: Any) -> N
     assert compilations(caplog) == []
 
 
+@pytest.mark.one_device
 @every
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_updates_and_state_keep_their_types(make: Any, dtype: Any) -> None:
@@ -78,7 +80,9 @@ def test_stable_under_cond(make: Any, dtype: Any) -> None:
 
     def maybe(flag: Any) -> Any:
         skip = lambda: (grads, state)  # noqa: E731
-        return jax.lax.cond(flag, lambda: subject.tx.update(grads, state, weights), skip)
+        return jax.lax.cond(
+            flag, lambda: subject.tx.update(grads, state, weights), skip
+        )
 
     _, after = jax.eval_shape(maybe, True)
     assert avals(after) == avals(state)

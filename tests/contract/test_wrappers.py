@@ -66,6 +66,7 @@ def test_inside_wrappers(make: Any, wrap: Any) -> None:
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(weights))
 
 
+@pytest.mark.one_device
 @every
 def test_scan_equals_a_loop(make: Any) -> None:
     subject = started(make)
