@@ -31,7 +31,7 @@ READY_MADE: dict[str, Make] = {
     "galore(adam)": lambda: go.galore(optax.adam(LR), rank=4, update_proj_gap=3),
     "galore_adamw": lambda: go.galore_adamw(LR, rank=4, update_proj_gap=2),
     "galore_adamw8bit": lambda: go.galore_adamw8bit(
-        LR, rank=4, code=go.codes.dynamic(block=32, min_size=64)
+        LR, rank=4, code=go.codes.companded(min_size=64), update_proj_gap=3
     ),
     "galore_adafactor": lambda: go.galore_adafactor(LR, rank=4, b1=0.9),
 }
@@ -55,6 +55,9 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
     "galore(adam), full": lambda: go.galore(optax.adam(LR), rank=4, proj_type="full"),
     "galore(adam), int4": lambda: go.galore(
         optax.adam(LR), rank=4, projector_dtype="int4", update_proj_gap=3
+    ),
+    "galore_adamw8bit, dynamic": lambda: go.galore_adamw8bit(
+        LR, rank=4, code=go.codes.dynamic(block=32, min_size=64)
     ),
     "chain": _chained,
     "quantized(adam)": lambda: go.quantized(

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.contract.subjects import LR, assert_close, ready_made, started
+from tests.contract.subjects import LR, READY_MADE, assert_close, ready_made, started
 from tests.helpers import normal_like
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -83,9 +83,15 @@ def test_an_update_keeps_every_placement(make: Any, kind: AxisType) -> None:
         assert specs(after) == specs(state)
 
 
-@ready_made
-def test_the_numbers_are_those_of_one_device(make: Any) -> None:
-    subject = started(make)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "galore_adamw8bit"))
+        for name in READY_MADE
+    ],
+)
+def test_the_numbers_are_those_of_one_device(name: str) -> None:
+    subject = started(READY_MADE[name])
     mesh, weights = on_a_mesh(subject.weights, AxisType.Auto)
     state, update = subject.tx.init(weights), jax.jit(subject.tx.update)
     plain = subject.state

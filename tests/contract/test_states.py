@@ -92,8 +92,8 @@ def test_what_is_no_state_of_galore_is_named(make: Any, kind: str) -> None:
 OTHER_INNERS = {
     "lion": lambda: go.galore(optax.lion(LR), rank=4),
     "sgd": lambda: go.galore(optax.sgd(LR), rank=4),
-    "eight bits, companded": lambda: go.galore_adamw8bit(
-        LR, rank=4, code=go.codes.companded(min_size=64)
+    "eight bits, dynamic": lambda: go.galore_adamw8bit(
+        LR, rank=4, code=go.codes.dynamic(block=32, min_size=64)
     ),
     "none": lambda: go.galore(optax.identity(), rank=4),
 }
