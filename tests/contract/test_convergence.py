@@ -39,11 +39,10 @@ def test_reduces_a_quadratic(make: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A loss whose minimum is known."""
+    """A loss whose minimum is zero."""
 
     loss: Callable[[Any], Any]
     initial: Callable[[], Any]
-    minimum: Callable[[], Any]
 
 
 def _wanted() -> Any:
@@ -62,13 +61,9 @@ def _rosenbrock(weights: Any) -> Any:
 
 
 TARGETS = {
-    "parabola": Target(
-        _parabola, lambda: jax.tree.map(jnp.zeros_like, _wanted()), _wanted
-    ),
+    "parabola": Target(_parabola, lambda: jax.tree.map(jnp.zeros_like, _wanted())),
     "rosenbrock": Target(
-        _rosenbrock,
-        lambda: {"x": jnp.zeros((4, 6)), "y": jnp.zeros((4, 6))},
-        lambda: {"x": jnp.ones((4, 6)), "y": jnp.ones((4, 6))},
+        _rosenbrock, lambda: {"x": jnp.zeros((4, 6)), "y": jnp.zeros((4, 6))}
     ),
 }
 
@@ -89,8 +84,6 @@ GALORE = {"rank": 2, "update_proj_gap": 10, "scale": 1.0}
 def test_converges(name: str, target: str) -> None:
     """From a subspace renewed every ten steps."""
     aim = TARGETS[target]
-    found = minimised(CONVERGING[name](), aim.loss, aim.initial(), 1500)
-    apart = jax.tree.map(
-        lambda x, y: float(jnp.max(jnp.abs(x - y))), found, aim.minimum()
-    )
-    assert max(jax.tree.leaves(apart)) < 0.02
+    first = aim.initial()
+    found = minimised(CONVERGING[name](), aim.loss, first, 1500)
+    assert aim.loss(found) < 1e-3 * aim.loss(first)
