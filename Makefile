@@ -1,22 +1,36 @@
 # Two commands do everything on a machine with python3.11, its venv module and make:
 #   make demo    sets up, then trains a small LLaMA on real text and shows the result
 #   make test    sets up, then runs the tests
-# and one more what takes longer, or compares with other libraries:
-#   make test-slow
+# and two more what takes longer, or needs more:
+#   make test-slow   the long ones, and those that compare with other libraries
+#   make compat      the tests on every supported pair of Python and JAX
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint format bench bench-quick bench-compiler clean
+.PHONY: demo test test-slow compat compat-quick lint format bench bench-quick bench-compiler clean
 
 demo: .venv/examples
 	$(BIN)/python examples/llama/demo.py $(ARGS)
 
+# Two shards: on eight devices, and what may depend on it on one, as most users have.
+ONE_DEVICE := tests/contract tests/test_cpu.py tests/test_projectors.py \
+	tests/test_layerwise.py
 test: .venv/tests
 	$(BIN)/python -m pytest -n 2 -q $(ARGS)
+	GALORE_OPTAX_TEST_DEVICES=1 $(BIN)/python -m pytest -n 2 -q \
+		-m "one_device and not slow" $(ONE_DEVICE)
 
 test-slow: .venv/parity
 	$(BIN)/python -m pytest -n 2 -q -m slow $(ARGS)
+
+# Every pair of Python and JAX; needs python3.11, 3.12 and 3.13.
+compat:
+	.ci/compat $(ARGS)
+
+# Of the pairs that are here, what changes with versions: Flax, types, promotion.
+compat-quick:
+	.ci/compat --present tests/contract -k 8bit
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
@@ -78,4 +92,4 @@ bench-compiler: .venv-cuda
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-cuda out
+	rm -rf .venv .venv-cuda .venv-compat-* out

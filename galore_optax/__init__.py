@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GaLore as a composable Optax gradient transformation."""
 
-import importlib.metadata
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
 
 from galore_optax import codes as codes
 from galore_optax import subspace as subspace
@@ -24,4 +25,7 @@ from galore_optax._selection import Leaf as Leaf
 from galore_optax._state import GaLoreState as GaLoreState
 from galore_optax._stored import QuantizedProjector as QuantizedProjector
 
-__version__ = importlib.metadata.version("galore_optax")
+try:
+    __version__ = _version("galore_optax")
+except _PackageNotFoundError:  # a source tree on sys.path
+    __version__ = "0.0.0+source"

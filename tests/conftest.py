@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eight CPU devices, and one folder of compiled programs; set before JAX starts.
+"""CPU devices, and one folder of compiled programs; set before JAX starts.
+
+Eight devices stand for a mesh; with GALORE_OPTAX_TEST_DEVICES=1 there is one, as most
+users have it.
 
 Many tests compile the same program: all workers and subprocesses of one run share what
 they compiled, and nothing outlives the run.
@@ -10,8 +13,10 @@ import os
 import shutil
 import tempfile
 
+_devices = os.environ.get("GALORE_OPTAX_TEST_DEVICES", "8")
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + f" --xla_force_host_platform_device_count={_devices}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

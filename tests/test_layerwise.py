@@ -374,11 +374,9 @@ def test_a_transformation_leaf_by_leaf_is_taken(tx: Any) -> None:
     layerwise.make_step(MODEL, tx).init(parameters())
 
 
-def test_large_leaves_on_one_device_do_not_mix(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.one_device
+def test_large_leaves_do_not_mix() -> None:
     """As a 7B model has them; what is arranged for one device must not tie leaves."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
 
     def shape(*axes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, *axes), jnp.float32)

@@ -216,12 +216,11 @@ def test_the_first_projector_is_the_identity_up_to_rounding(dtype: str) -> None:
         np.testing.assert_allclose(back[eye == 1], 1, rtol=2**-7)
 
 
-@pytest.mark.parametrize(("dtype", "devices"), [("int8", 8), ("int4", 1)])
-def test_update_lies_in_the_span_of_the_decoded_projector(
-    dtype: str, devices: int, monkeypatch: Any
-) -> None:
+@pytest.mark.parametrize(
+    "dtype", ["int8", pytest.param("int4", marks=pytest.mark.one_device)]
+)
+def test_update_lies_in_the_span_of_the_decoded_projector(dtype: str) -> None:
     """sgd without momentum: the update is -P PᵀG, with P what is stored, exactly."""
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
     tx = galore(optax.sgd(1.0), scale=1.0, projector_dtype=dtype)
     grads = normal_like(MODEL, 1)
     updates, state = jax.jit(tx.update)(grads, tx.init(WEIGHTS))
@@ -255,9 +254,10 @@ def test_update_lies_in_the_span_of_the_decoded_projector(
         assert orthonormality(p) < {"int8": 0.03, "int4": 0.4}[dtype]
 
 
-def test_lift_decodes_again(monkeypatch: Any) -> None:
+@pytest.mark.one_device
+@pytest.mark.skipif(jax.device_count() > 1, reason="needs a single device")
+def test_lift_decodes_again() -> None:
     """Or every basis of the tree would be held from the first product to the last."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
     tx = go.galore(optax.sgd(1.0), rank=4, projector_dtype="int4")
     params = {"w": jnp.zeros((9, 70))}
     update = jax.jit(functools.partial(tx.update, refresh=False))

@@ -91,7 +91,8 @@ def state_formula(method: str, config: Config, rank: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    "method", ["galore", "lora", pytest.param("full", marks=pytest.mark.slow)]
+    "method",
+    ["galore", *(pytest.param(x, marks=pytest.mark.slow) for x in ("lora", "full"))],
 )
 def test_every_method_learns_and_stores_what_the_formula_says(
     method: str, tmp_path: Path
@@ -146,6 +147,7 @@ def test_a_run_depends_on_its_seed_alone(tmp_path: Path) -> None:
     assert losses(1) == losses(1) != losses(2)
 
 
+@pytest.mark.slow
 def test_an_epoch_may_end_early(tmp_path: Path) -> None:
     recipe = tiny(tmp_path, "lora", epochs=2, epoch_rows=40)  # of 96: two batches
     trainer = Trainer(recipe, classifier(BERT), TEXTS)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every transformation of ours, each a row of the table that these files hold.
+
+Adding a transformation is one line in `TRANSFORMATIONS`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import galore_optax as go
+from tests.helpers import normal_like
+
+LR = 0.05
+
+Make = Callable[[], optax.GradientTransformationExtraArgs]
+
+
+def _chained() -> optax.GradientTransformation:
+    return go.chain(optax.clip_by_global_norm(1.0), go.galore(rank=4), optax.adamw(LR))
+
+
+READY_MADE: dict[str, Make] = {
+    "galore(adam)": lambda: go.galore(optax.adam(LR), rank=4, update_proj_gap=3),
+    "galore_adamw": lambda: go.galore_adamw(LR, rank=4, update_proj_gap=2),
+    "galore_adamw8bit": lambda: go.galore_adamw8bit(
+        LR, rank=4, code=go.codes.companded(min_size=64), update_proj_gap=3
+    ),
+    "galore_adafactor": lambda: go.galore_adafactor(LR, rank=4, b1=0.9),
+}
+
+TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
+    "galore(sgd)": lambda: go.galore(optax.sgd(LR, momentum=0.9), rank=4),
+    "galore(lion)": lambda: go.galore(optax.lion(LR, weight_decay=0.01), rank=4),
+    "galore(lamb)": lambda: go.galore(optax.lamb(LR), rank=4),
+    "galore(adam), svd": lambda: go.galore(
+        optax.adam(LR), rank=4, subspace=go.subspace.svd()
+    ),
+    "galore(adam), eigh": lambda: go.galore(
+        optax.adam(LR), rank=4, subspace=go.subspace.eigh(), proj_type="reverse_std"
+    ),
+    "galore(adam), randomized": lambda: go.galore(
+        optax.adam(LR), rank=4, subspace=go.subspace.randomized()
+    ),
+    "galore(adam), random": lambda: go.galore(
+        optax.adam(LR), rank=4, subspace=go.subspace.random(), stagger=True
+    ),
+    "galore(adam), full": lambda: go.galore(optax.adam(LR), rank=4, proj_type="full"),
+    "galore(adam), int4": lambda: go.galore(
+        optax.adam(LR), rank=4, projector_dtype="int4", update_proj_gap=3
+    ),
+    "galore_adamw8bit, dynamic": lambda: go.galore_adamw8bit(
+        LR, rank=4, code=go.codes.dynamic(block=32, min_size=64)
+    ),
+    "chain": _chained,
+    "quantized(adam)": lambda: go.quantized(
+        optax.adam(LR), code=go.codes.companded(min_size=64)
+    ),
+}
+
+
+def _rows(names: dict[str, Make]) -> pytest.MarkDecorator:
+    """A row takes its time: those that are not ready-made are run by CI alone."""
+    rows = [
+        pytest.param(make, id=name, marks=[pytest.mark.slow] * (name not in READY_MADE))
+        for name, make in names.items()
+    ]
+    return pytest.mark.parametrize("make", rows)
+
+
+every = _rows(TRANSFORMATIONS)
+projecting = _rows({k: v for k, v in TRANSFORMATIONS.items() if "quantized" not in k})
+ready_made = _rows(READY_MADE)
+
+
+def params(dtype: Any = jnp.float32) -> Any:
+    shapes = {
+        "embedding": (20, 8),
+        "layers": {
+            "up": {"kernel": (2, 8, 24), "bias": (2, 24)},
+            "norm": {"scale": (2, 8)},
+        },
+        "w": (16, 8),
+    }
+    zeros = jax.tree.map(
+        lambda shape: jnp.zeros(shape, dtype),
+        shapes,
+        is_leaf=lambda x: type(x) is tuple,
+    )
+    return normal_like(zeros, seed=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A transformation at its first state, and its update compiled once for all."""
+
+    tx: optax.GradientTransformationExtraArgs
+    weights: Any
+    state: Any
+    update: Any
+
+
+@functools.cache
+def started(make: Make, dtype: Any = jnp.float32) -> Started:
+    tx, weights = make(), params(dtype)
+    return Started(tx, weights, tx.init(weights), jax.jit(tx.update))
+
+
+def avals(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.weak_type), jax.eval_shape(lambda: tree)
+    )
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a: Any, b: Any, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    compare = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
+    jax.tree.map(compare, a, b)
