@@ -44,7 +44,7 @@ class Arguments(NamedTuple):
     gradients: Arrays
     state: Arrays
     params: Arrays
-    is_moment: Sequence[bool]  # of the state
+    is_moment: Callable[[], Sequence[bool]]  # of the state
     weights: Sequence[int]  # positions among params, and among gradients and updates
 
     @property
@@ -220,7 +220,7 @@ def _read_derivative(
     weights, between, directions = used[:number], used[number:-number], used[-number:]
     needed = [position for position, flag in enumerate(between) if flag]
     gradients, state, _ = _split(arguments, head.used_by(needed))
-    varies = any((*weights, *gradients, *_where(arguments.is_moment, state)))
+    varies = any((*weights, *gradients)) or _uses_moments(arguments, state)
     if varies or not any(directions):
         return Reading(ParamsUse.COORDINATES)
     if derivative.needs("custom_lin"):
@@ -236,6 +236,11 @@ def _read_derivative(
         return Decay(multiples, derivative.run(every, given))
 
     return Reading(ParamsUse.ADDITIVE, decay)
+
+
+def _uses_moments(arguments: Arguments, used: Sequence[bool]) -> bool:
+    arrays = (x.ndim > 0 for x in _where(used, arguments.state))
+    return any(arrays) and any(_where(arguments.is_moment(), used))
 
 
 def _uses_weights(

@@ -11,6 +11,7 @@ on CPU.
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -89,10 +90,9 @@ class Leaf:
     def size(self, side: Side) -> tuple[int, int]:
         return self.matrix.size(side.axes), self.matrix.size(side.others)
 
-    def pick(self, number: jax.Array) -> list[jax.Array]:
+    def pick(self, gradient: jax.Array, number: jax.Array) -> list[jax.Array]:
         """The gradient of one matrix, for each side (projected side, other side)."""
         shape = self.matrix.batch_shape
-        gradient = self.gradient
         if shape:
             index = jnp.unravel_index(number, shape)
             for axis, place_on_axis in zip(self.matrix.batch, index, strict=True):
@@ -144,10 +144,12 @@ def renew_leaves(
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for position, leaf in enumerate(leaves):
         kinds.setdefault(leaf.kind, []).append(position)
-    groups = [[leaves[i] for i in positions] for positions in kinds.values()]
+    groups = [_Group([leaves[i] for i in positions]) for positions in kinds.values()]
     one_by_one = functools.partial(_renew_groups, groups, turn, run, lambda group: 1)
-    if together and any(_at_once(group) > 1 for group in groups):
-        several = functools.partial(_renew_groups, groups, turn, run, _at_once)
+    if together and any(group.at_once > 1 for group in groups):
+        several = functools.partial(
+            _renew_groups, groups, turn, run, operator.attrgetter("at_once")
+        )
         found, accepted = lax.platform_dependent(cpu=one_by_one, default=several)
     else:
         found, accepted = one_by_one()
@@ -155,23 +157,57 @@ def renew_leaves(
     return [found[position] for position in order], accepted
 
 
-def _at_once(group: Sequence[Leaf]) -> int:
-    """Matrices in one turn of the loop, on accelerators."""
-    count = sum(leaf.matrix.count for leaf in group)
-    matrix = group[0].matrix
-    size = 4 * matrix.size(matrix.rows) * matrix.size(matrix.cols)
-    return min(count, _AT_ONCE, max(1, _AT_ONCE_BYTES // size))
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """The leaves of one kind; entries count their matrices, leaf by leaf."""
+
+    leaves: Sequence[Leaf]
+
+    @property
+    def counts(self) -> list[int]:
+        return [leaf.matrix.count for leaf in self.leaves]
+
+    @property
+    def entries(self) -> np.ndarray:
+        """Where its matrices are among those at hand."""
+        return np.concatenate([leaf.entries for leaf in self.leaves])
+
+    @property
+    def at_once(self) -> int:
+        """Matrices in one turn of the loop, on accelerators."""
+        matrix = self.leaves[0].matrix
+        size = 4 * matrix.size(matrix.rows) * matrix.size(matrix.cols)
+        return min(sum(self.counts), _AT_ONCE, max(1, _AT_ONCE_BYTES // size))
+
+    def views(self, entries: jax.Array) -> list[jax.Array]:
+        """The gradients of some matrices, by side: (matrices, projected, other)."""
+        gradients = [leaf.gradient for leaf in self.leaves]
+        one = functools.partial(self._pick, gradients)
+        return _each(one, len(entries), lax.map)(entries)
+
+    @functools.cached_property
+    def _pick(self) -> Callable[..., list[jax.Array]]:
+        # Compiled by itself so that one by one and several at once share its trace.
+        counts = self.counts
+        leaf_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        within = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
+
+        def pick(gradients: Sequence[jax.Array], entry: jax.Array) -> list[jax.Array]:
+            place_of = (_at(jnp.asarray(table), entry) for table in (leaf_of, within))
+            return _pick(self.leaves, gradients, *place_of)
+
+        return jax.jit(pick)
 
 
 def _renew_groups(
-    groups: Sequence[Sequence[Leaf]],
+    groups: Sequence[_Group],
     turn: Turn,
     run: Run,
-    at_once: Callable[[Sequence[Leaf]], int],
+    at_once: Callable[[_Group], int],
 ) -> Found:
     found: list[Projectors] = []
     accepted: list[jax.Array] = []
-    entries = [np.concatenate([leaf.entries for leaf in group]) for group in groups]
+    entries = [group.entries for group in groups]
     for group, mine in zip(groups, entries, strict=True):
         projectors, taken = _renew_kind(group, turn.at(mine), run, at_once(group))
         found.extend(projectors)
@@ -212,14 +248,11 @@ def _chunks(count: int, size: int) -> _Chunks:
     return _Chunks(size, firsts, members, members >= starts[:, None])
 
 
-def _renew_kind(group: Sequence[Leaf], turn: Turn, run: Run, size: int) -> Found:
+def _renew_kind(group: _Group, turn: Turn, run: Run, size: int) -> Found:
     """Loops over the matrices of one kind that are due in any lane, `size` a turn."""
-    counts = [leaf.matrix.count for leaf in group]
-    chunks = _chunks(sum(counts), size)
+    chunks = _chunks(sum(group.counts), size)
     due = chunks.due(turn.lanes)
-    leaf_of = jnp.asarray(np.repeat(np.arange(len(group), dtype=np.int32), counts))
-    within = jnp.asarray(np.concatenate([np.arange(n, dtype=np.int32) for n in counts]))
-    propose = functools.partial(_propose, run.method, group[0].matrix.storage)
+    propose = functools.partial(_propose, run.method, group.leaves[0].matrix.storage)
 
     def body(_: jax.Array, state: _Loop) -> _Loop:
         chunk = _next(due, state.chunk)
@@ -232,7 +265,7 @@ def _renew_kind(group: Sequence[Leaf], turn: Turn, run: Run, size: int) -> Found
             return lax.dynamic_update_slice_in_dim(stack, part, first, 0)
 
         mine, old = Turn(*map(now, turn)), jax.tree.map(now, state.stacks)
-        views = _views(group, now(leaf_of), now(within))
+        views = group.views(first + jnp.arange(size, dtype=jnp.int32))
         keys = _each(run.key_of, size)(mine.numbers)
         new, sound = _each(propose, size)(views, old, keys, mine.cold)
         accept = sound & mine.owed
@@ -242,12 +275,13 @@ def _renew_kind(group: Sequence[Leaf], turn: Turn, run: Run, size: int) -> Found
         taken = put(state.accepted, accept | now(state.accepted))
         return _Loop(chunk, jax.tree.map(put, state.stacks, kept), taken)
 
-    stacks = jax.tree.map(lambda *x: jnp.concatenate(x), *(x.stacks() for x in group))
+    stacks = [leaf.stacks() for leaf in group.leaves]
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
     # No constants: inside `shard_map` a carry varies over devices from the start.
     none = turn.owed & False
-    start = _Loop(jnp.min(none.astype(jnp.int32)) - 1, stacks, none)
+    start = _Loop(jnp.min(none.astype(jnp.int32)) - 1, joined, none)
     end = lax.fori_loop(0, jnp.sum(due), body, start)
-    return _split(group, end.stacks, run.step), end.accepted
+    return _split(group.leaves, end.stacks, run.step), end.accepted
 
 
 def _next(due: jax.Array, last: jax.Array) -> jax.Array:
@@ -256,10 +290,12 @@ def _next(due: jax.Array, last: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(due & (chunks > last), chunks, len(due)))
 
 
-def _each(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+def _each(
+    function: Callable[..., Any], size: int, over: Callable[..., Any] = jax.vmap
+) -> Callable[..., Any]:
     """`function` for each entry of leading axes, but no batch where there is one."""
     if size > 1:
-        return jax.vmap(function)
+        return over(function) if over is jax.vmap else functools.partial(over, function)
 
     def once(*arguments: Any) -> Any:
         result = function(*jax.tree.map(lambda x: x[0], arguments))
@@ -268,31 +304,30 @@ def _each(function: Callable[..., Any], size: int) -> Callable[..., Any]:
     return once
 
 
-def _views(
-    group: Sequence[Leaf], leaf_of: jax.Array, within: jax.Array
-) -> list[jax.Array]:
-    """The gradients of some matrices, for each side (matrices, projected, other)."""
-    picked = [_pick(group, leaf_of[i], within[i]) for i in range(len(leaf_of))]
-    return [jnp.stack(side) for side in zip(*picked, strict=True)]
-
-
 def _choose(accept: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(jnp.expand_dims(accept, range(1, new.ndim)), new, old)
 
 
 def _pick(
-    group: Sequence[Leaf], position: jax.Array, number: jax.Array
+    leaves: Sequence[Leaf],
+    gradients: Sequence[jax.Array],
+    position: jax.Array,
+    number: jax.Array,
 ) -> list[jax.Array]:
     """The gradients of the matrix with a number in the leaf at a position.
 
     JAX takes a time to trace a switch that grows with the square of its branches, so
     that many of them are made two levels.
     """
-    if len(group) <= _BRANCHES:
-        return lax.switch(position, [leaf.pick for leaf in group], number)
-    size = math.isqrt(len(group))
-    parts = [group[start : start + size] for start in range(0, len(group), size)]
-    branches = [functools.partial(_pick, part) for part in parts]
+    pairs = list(zip(leaves, gradients, strict=True))
+    if len(pairs) <= _BRANCHES:
+        picks = [functools.partial(leaf.pick, gradient) for leaf, gradient in pairs]
+        return lax.switch(position, picks, number)
+    size = math.isqrt(len(pairs))
+    branches = [
+        functools.partial(_pick, leaves[start : start + size], gradients[start:][:size])
+        for start in range(0, len(pairs), size)
+    ]
     return lax.switch(position // size, branches, position % size, number)
 
 

@@ -201,27 +201,27 @@ class _FullSize:
         values = self.frame.cast(self.params.values)
         shapes = jax.eval_shape(self.init, self._tree(values))
         _check_state(shapes, self.state)
-        larger = jax.eval_shape(self.init, self._tree(self._twice(values)))
         # Counters and hyper-parameters are live; of moments only types are needed.
-        pairs = list(
-            zip(*map(jax.tree.leaves, (self.state, shapes, larger)), strict=True)
-        )
+        pairs = zip(*map(jax.tree.leaves, (self.state, shapes)), strict=True)
         return Arguments(
             gradients=values,
-            state=[x if x.shape == full.shape else full for x, full, _ in pairs],
+            state=[x if x.shape == full.shape else full for x, full in pairs],
             params=values,
-            is_moment=[full.shape != twice.shape for _, full, twice in pairs],
+            is_moment=functools.partial(self._is_moment, values, shapes),
             weights=[matrix.position for matrix in self.frame.plan.projected],
         )
 
-    def _twice(self, values: Sequence[Any]) -> list[Any]:
-        """Other shapes, which whatever divides these sizes divides too."""
-        result = list(values)
+    def _is_moment(self, values: Sequence[Any], shapes: Any) -> list[bool]:
+        """Which leaves of the state change shape with the weights."""
+        larger = list(values)
         for matrix in self.frame.plan.projected:
             leaf = values[matrix.position]
+            # Whatever divides a size divides its double too.
             sizes = tuple(2 * size for size in leaf.shape)
-            result[matrix.position] = jax.ShapeDtypeStruct(sizes, leaf.dtype)
-        return result
+            larger[matrix.position] = jax.ShapeDtypeStruct(sizes, leaf.dtype)
+        found = jax.eval_shape(self.init, self._tree(larger))
+        pairs = zip(*map(jax.tree.leaves, (shapes, found)), strict=True)
+        return [full.shape != twice.shape for full, twice in pairs]
 
     def _tree(self, values: Sequence[Any]) -> Any:
         return self.params.rebuild(values, self.frame.plan.is_full)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users see: spellings, shapes, bytes, dtypes, leaves, frameworks."""
 
+import functools
 import warnings
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_contrib_is_a_setting() -> None:
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_batch_axes_anywhere(data: Any) -> None:
-    sizes = data.draw(st.permutations([2, 3, 6, 8]))
+    sizes = data.draw(st.permutations([3, 4, 6, 8]))
     axes = data.draw(st.permutations(range(4)))[:2]
     spec = MuonDimensionNumbers(reduction_axis=axes[0], output_axis=axes[1])
     x = normal(0, tuple(sizes))
@@ -381,11 +382,13 @@ def test_params_may_be_an_unfiltered_equinox_model() -> None:
     eqx = pytest.importorskip("equinox")
     model = eqx.nn.MLP(8, 8, 32, 1, key=jax.random.key(0))
     params = eqx.filter(model, eqx.is_array)  # None where the model holds functions
-    tx = go.galore(optax.adamw(LR), rank=4)
+    tx = go.galore(optax.adamw(LR), rank=4, subspace=Tilted())
     state = tx.init(params)
-    found = tx.update(params, state, model)
-    expected = tx.update(params, state, params)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    found, _ = tx.update(params, state, model)
+    expected, _ = tx.update(params, state, params)
+    # Of two programs; a step of Adam is at most LR.
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5 * LR)
+    jax.tree.map(close, found, expected)
 
 
 def test_params_in_64_bits_of_numpy_are_taken_as_jax_takes_them() -> None:
