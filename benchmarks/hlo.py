@@ -117,7 +117,7 @@ class Program:
         return sum(line.opcode == opcode for line in self)
 
     def arrays(self, dtype: str, sizes: Iterable[int]) -> list[Instruction]:
-        """Kernels that write an array of `dtype`, its entries as many as one of `sizes`.
+        """Kernels that write a `dtype` array, its entries as many as one of `sizes`.
 
         By the number of entries, since a transposition or a reshape is no other array.
         """
@@ -150,7 +150,7 @@ class Program:
                 yield from self.within(inner)
 
     def moved(self, sizes: Iterable[int]) -> list[Instruction]:
-        """Copies and transpositions of arrays, their entries as many as one of `sizes`."""
+        """Copies and transpositions of arrays with so many entries as `sizes` has."""
         wanted = frozenset(sizes)
         return [x for x in self if x.moves and any(a.size in wanted for a in x.arrays)]
 
