@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees of LLaMA shapes as a GPU sees them: in 16 bits, and all layers in one leaf."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from subjects import Shapes
+
+_COMPONENTS = 256  # singular values of a gradient above its noise
+_NOISE = 0.02
 
 
 def is_shape(node: Any) -> bool:
@@ -26,3 +30,32 @@ def abstract(tree: Any, dtype: Any = jnp.bfloat16) -> Any:
     return jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, dtype), tree, is_leaf=is_shape
     )
+
+
+def weights(tree: Any, dtype: Any) -> Any:
+    return _made(tree, 0, lambda k, s: 0.02 * jax.random.normal(k, s, dtype))
+
+
+def gradients(tree: Any, dtype: Any) -> Any:
+    """Of matrices the leading singular values fall as i^-0.7, over some noise."""
+    return _made(tree, 1, lambda k, s: _gradient(k, s, dtype))
+
+
+def _made(tree: Any, seed: int, make: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_shape)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    compiled = jax.jit(make, static_argnums=1)
+    return treedef.unflatten(list(map(compiled, keys, leaves)))
+
+
+def _gradient(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    one, two, three = jax.random.split(key, 3)
+    noise = jax.random.normal(one, shape, dtype)
+    if len(shape) == 1:
+        return 1e-3 * noise
+    *batch, rows, columns = shape
+    count = min(_COMPONENTS, rows, columns)
+    values = (jnp.arange(1, count + 1) ** -0.7 / math.sqrt(count)).astype(dtype)
+    left = jax.random.normal(two, (*batch, rows, count), dtype) * values
+    right = jax.random.normal(three, (*batch, count, columns), dtype)
+    return (1e-3 * (left @ right + _NOISE * noise)).astype(dtype)
