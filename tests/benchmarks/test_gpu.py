@@ -58,9 +58,9 @@ def test_the_command_measures_all_that_is_wanted() -> None:
         *(f"probes: 768 x 3072 float32, rank 192: {x}" for x in gpu.METHODS),
     ):
         assert start in made
-    for row in (x for x in made if "bfloat16" in x and "optax.adamw" in x):
-        name = row.removesuffix(", f32 moments")
-        assert {name, f"{name}, f32 moments"} <= {*made, name}  # f32 ones at least
+    for row in made:  # no AdamW with 16-bit moments alone
+        if "bfloat16" in row and row.endswith("optax.adamw"):
+            assert f"{row}, f32 moments" in made
 
 
 def test_moments_in_f32_are_those_of_f32_weights() -> None:
@@ -69,7 +69,7 @@ def test_moments_in_f32_are_those_of_f32_weights() -> None:
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)
     tx = gpu_steps.with_f32_moments(optax.adamw(1e-2))
     state, plain = tx.init(narrow), optax.adamw(1e-2).init(exact)
-    assert {x.dtype for x in jax.tree.leaves((state[0].mu, state[0].nu))} == {"float32"}
+    assert state[0].mu["w"].dtype == state[0].nu["w"].dtype == jnp.float32
     for _ in range(3):
         found, state = tx.update(narrow, state, narrow)
         expected, plain = optax.adamw(1e-2).update(exact, plain, exact)
@@ -172,7 +172,7 @@ def test_a_stacked_tree_holds_the_same_parameters() -> None:
     assert made["a"].shape == (2, 8, 16)
 
 
-# A program as XLA prints it: a product fused with an addition, in a loop of three turns.
+# A program as XLA prints it: a product and a fusion in a loop of three turns.
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
 %fused (p0: bf16[8,16], p1: bf16[8,16]) -> bf16[8,16] {
