@@ -15,7 +15,6 @@ Needs the extra aot-cuda. Counts of two commits are compared by running it at bo
 """
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +76,7 @@ def compile_case(case: Case, shapes: Shapes, rank: int) -> dict[str, Any]:
     compiled = lowered.compile(compiler_options=OPTIONS)
     found = compiled.memory_analysis()
     return {
-        **counts(Program.parse(compiled.as_text()), projected_sizes(shapes)),
+        **counts(Program.parse(compiled.as_text()), projected(shapes)),
         "arguments": found.argument_size_in_bytes,
         "temporaries": found.temp_size_in_bytes,
     }
@@ -93,23 +92,24 @@ def step(tx: optax.GradientTransformation, refresh: bool) -> Callable[..., Any]:
     return advance
 
 
-def projected_sizes(shapes: Shapes) -> set[int]:
-    """Entries of each leaf of matrices."""
+def projected(shapes: Shapes) -> set[tuple[int, ...]]:
+    """Shapes of the leaves that are matrices."""
     layers = stacked(shapes)["layers"]
-    linear = layers["attn"] | layers["mlp"]
-    return {math.prod(node["kernel"]) for node in linear.values()}
+    return {
+        node["kernel"] for part in ("attn", "mlp") for node in layers[part].values()
+    }
 
 
-def counts(program: Program, sizes: set[int]) -> dict[str, Any]:
-    """Of the kernels, those that write arrays as large as a projected leaf apart."""
+def counts(program: Program, leaves: set[tuple[int, ...]]) -> dict[str, Any]:
+    """Those kernels apart that write arrays of the shape of a projected leaf."""
     loops = program.loops()
     return {
         "kernels": sum(line.is_kernel for line in program),
         "products": sum(line.is_product for line in program),
         "conditionals": program.count("conditional"),
         "loops": [dataclasses.asdict(loop) for loop in loops],
-        "f32_arrays_of_leaf_size": len(program.arrays("f32", sizes)),
-        "bf16_arrays_of_leaf_size": len(program.arrays("bf16", sizes)),
+        "f32_arrays_of_leaf_size": len(program.arrays("f32", leaves)),
+        "bf16_arrays_of_leaf_size": len(program.arrays("bf16", leaves)),
         "moved_of_leaf_size": len(program.moved(sizes)),
     }
 

@@ -28,6 +28,7 @@ _BOOKKEEPING = {
     *("async-done", "copy-done", "custom-call-done", "iota"),
 }
 _RUNS = ("while", "conditional", "call", "async-start")
+Shape = tuple[int, ...]
 PRODUCTS = ("__cublas", "__cudnn", "__triton_gemm", "__triton_nested_gemm")
 
 
@@ -36,11 +37,17 @@ class Array:
     """What an instruction writes, or one part of it."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
 
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+    def is_like(self, shapes: Iterable[Shape]) -> bool:
+        """Whether it is an array of one of `shapes`, transposed or with axes merged.
+
+        One with more axes is another: partial sums of a product that was split may
+        have as many entries by accident.
+        """
+        axes = sum(size > 1 for size in self.shape)
+        size = math.prod(self.shape)
+        return any(size == math.prod(x) and axes <= len(x) for x in shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,17 +123,14 @@ class Program:
     def count(self, opcode: str) -> int:
         return sum(line.opcode == opcode for line in self)
 
-    def arrays(self, dtype: str, sizes: Iterable[int]) -> list[Instruction]:
-        """Kernels that write a `dtype` array, its entries as many as one of `sizes`.
-
-        By the number of entries, since a transposition or a reshape is no other array.
-        """
-        wanted = frozenset(sizes)
+    def arrays(self, dtype: str, shapes: Iterable[Shape]) -> list[Instruction]:
+        """Kernels that write an array of `dtype` like one of `shapes`."""
+        wanted = tuple(shapes)
         return [
             line
             for line in self
             if line.is_kernel
-            and any(x.dtype == dtype and x.size in wanted for x in line.arrays)
+            and any(x.dtype == dtype and x.is_like(wanted) for x in line.arrays)
         ]
 
     def loops(self) -> list["Loop"]:
@@ -149,10 +153,10 @@ class Program:
                 yield inner
                 yield from self.within(inner)
 
-    def moved(self, sizes: Iterable[int]) -> list[Instruction]:
-        """Copies and transpositions of arrays with so many entries as `sizes` has."""
-        wanted = frozenset(sizes)
-        return [x for x in self if x.moves and any(a.size in wanted for a in x.arrays)]
+    def moved(self, shapes: Iterable[Shape]) -> list[Instruction]:
+        """Copies and transpositions of arrays like one of `shapes`."""
+        wanted = tuple(shapes)
+        return [x for x in self if x.moves and any(a.is_like(wanted) for a in x.arrays)]
 
 
 def _computations(text: str) -> tuple[dict[str, tuple[Instruction, ...]], str]:

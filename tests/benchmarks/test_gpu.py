@@ -207,7 +207,7 @@ ENTRY %main (w: bf16[8,16]) -> bf16[8,16] {
 
 def test_a_program_is_counted_as_it_runs() -> None:
     program = hlo.Program.parse(PROGRAM)
-    found = compiled_step.counts(program, {8 * 16})
+    found = compiled_step.counts(program, {(8, 16)})
     assert found == {
         "kernels": 4,  # copy, wide.1, gemm, less: none of the fusion's own
         "products": 1,
@@ -219,6 +219,14 @@ def test_a_program_is_counted_as_it_runs() -> None:
     }
 
 
+def test_partial_sums_are_no_array_of_the_leaf() -> None:
+    leaves = [(2, 32, 16)]
+    assert hlo.Array("f32", (2, 16, 32)).is_like(leaves)
+    assert hlo.Array("f32", (64, 1, 16)).is_like(leaves)
+    assert not hlo.Array("f32", (2, 4, 8, 16)).is_like(leaves)
+    assert not hlo.Array("f32", (2, 32, 32)).is_like(leaves)
+
+
 def test_every_optimizer_is_compiled_for_every_target() -> None:
     made = list(map(str, compiled_step.cases(["h200"])))
     assert made[:3] == [
@@ -226,7 +234,7 @@ def test_every_optimizer_is_compiled_for_every_target() -> None:
         "h200, galore(adam), steady",
         "h200, galore(adam), refresh",
     ]
-    assert compiled_step.projected_sizes(SMALL) == {2 * 32 * 32, 2 * 32 * 48}
+    assert compiled_step.projected(SMALL) == {(2, 32, 32), (2, 32, 48), (2, 48, 32)}
 
 
 def test_a_step_is_compiled_for_a_card_that_is_not_there() -> None:
