@@ -110,7 +110,7 @@ def counts(program: Program, leaves: set[tuple[int, ...]]) -> dict[str, Any]:
         "loops": [dataclasses.asdict(loop) for loop in loops],
         "f32_arrays_of_leaf_size": len(program.arrays("f32", leaves)),
         "bf16_arrays_of_leaf_size": len(program.arrays("bf16", leaves)),
-        "moved_of_leaf_size": len(program.moved(sizes)),
+        "moved_of_leaf_size": len(program.moved(leaves)),
     }
 
 
