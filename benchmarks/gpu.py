@@ -185,6 +185,13 @@ def card() -> str:
     return re.sub(r"\W+", "_", kind).lower()
 
 
+def card_in_use() -> str:
+    """`card()`, asked in a process that lets go of it."""
+    command = [sys.executable, __file__, "--card"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1]
+
+
 def keep(row: Row) -> None:
     """Measures `row`, unless it is on record."""
     runs = common.Runs(f"gpu_{card()}")
@@ -218,15 +225,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--card", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.tiny:
         for row in tiny():
             print(row, measured(row), flush=True)
     elif arguments.row:
         keep(next(row for row in rows() if str(row) == arguments.row))
+    elif arguments.card:
+        print(card())
     else:
+        made = common.Runs(f"gpu_{card_in_use()}").found
+        wanted = [row for row in rows() if str(row) not in made]
         # Some seconds are for the record itself.
-        record(Budget(60 * arguments.minutes - 10, in_a_process).spend(rows()))
+        record(Budget(60 * arguments.minutes - 10, in_a_process).spend(wanted))
 
 
 if __name__ == "__main__":
