@@ -31,6 +31,7 @@ DOCUMENTS = (
     "benchmarks/README.md",
     "examples/llama/README.md",
     "examples/finetune/README.md",
+    "docs/gpu.md",
     "docs/memory.md",
     "docs/migrating.md",
     "docs/results.md",

@@ -5,6 +5,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import gpu_tables
 import speed_tables
 import training_tables
 from cells import Load, gb, signed, table
@@ -188,6 +189,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     make.__name__: make
     for make in (
         *(demo, state_bytes, eight_bit, projector_bits, layerwise_7b),
+        *gpu_tables.ALL,
         *speed_tables.ALL,
         *training_tables.ALL,
         *(plan_vs_compiler, plan_7b, plan_paper),

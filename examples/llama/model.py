@@ -84,6 +84,7 @@ class Numerics:
     compute: str = "float32"  # dtype of activations and products
     params: str = "float32"  # dtype of the weights
     remat: bool = False  # keep no activations inside a layer, compute them again
+    attention: str = "xla"  # `implementation` of jax.nn.dot_product_attention
 
 
 class Linear(nnx.Linear):
@@ -126,7 +127,7 @@ class Attention(nnx.Module):
     """Causal multi-head attention with rotary positions."""
 
     def __init__(self, config: Config, numerics: Numerics, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.attention = config, numerics.attention
         width = config.width
         self.q, self.k, self.v, self.o = (
             _linear(config, numerics, width, width, rngs) for _ in range(4)
@@ -136,7 +137,9 @@ class Attention(nnx.Module):
         heads = (*x.shape[:2], self.config.heads, -1)
         q, k, v = (f(x).reshape(heads) for f in (self.q, self.k, self.v))  # (B,T,H,K)
         q, k = (rotate(y, self.config.rope_base) for y in (q, k))
-        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)  # (B, T, H, K)
+        mixed = jax.nn.dot_product_attention(
+            q, k, v, is_causal=True, implementation=self.attention
+        )  # (B, T, H, K)
         return self.o(mixed.reshape(x.shape))  # (B, T, D)
 
 

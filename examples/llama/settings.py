@@ -19,6 +19,7 @@ from galore_optax.layerwise import (
 )
 
 import adapters
+import attention
 import optimizers
 import relora
 from adapted import AdaptedProgram, Adapter
@@ -77,6 +78,9 @@ class Settings:
 
     compute_dtype: str = "float32"
     params_dtype: str = "float32"
+    attention: str = "auto"
+    """xla, which writes out the scores; cudnn, the fused kernel of NVIDIA GPUs, for a
+    compute_dtype of 16 bits; or auto: cudnn where it runs, else xla."""
     remat: bool = False
     """Recompute activations inside a layer in the backward pass: less memory."""
     layerwise: bool = False
@@ -99,7 +103,8 @@ class Settings:
     """Folder of a Hugging Face LLaMA to start from."""
     tensorboard: bool = False
     peak_flops: float = 0.0
-    """Of all devices, per second, to report the share in use; 0 reports none."""
+    """Of all devices, per second, to report the share in use; 0 takes that of known
+    accelerators, and reports none of others."""
 
     c4_files: str | None = None
     """Folder with local files of C4; by default it is streamed from the hub."""
@@ -132,6 +137,7 @@ class Settings:
                 f"tokens={self.tokens} is more than the {self.config.max_tokens} that"
                 f" model {self.model!r} is made for."
             )
+        attention.check(self.attention, self.compute_dtype)
         self._check_layerwise()
         self._check_adapter()
         self.transformation()
@@ -242,12 +248,16 @@ class Settings:
 
     def program(self) -> Program:
         """The model and the optimizer as functions on this run's devices."""
-        numerics = Numerics(self.compute_dtype, self.params_dtype, self.remat)
         tx, mesh = self.transformation(), make_mesh(self.axes)
-        parts = self.config, numerics, tx, self.accumulation, mesh
+        parts = self.config, self._numerics(), tx, self.accumulation, mesh
         if self.low_rank:
             return AdaptedProgram(*parts, self.low_rank)
         return LayerProgram(*parts, self._clip()) if self.layerwise else Program(*parts)
+
+    def _numerics(self) -> Numerics:
+        head = self.config.width // self.config.heads
+        kernel = attention.implementation(self.attention, self.compute_dtype, head)
+        return Numerics(self.compute_dtype, self.params_dtype, self.remat, kernel)
 
     def _clip(self) -> Clip | None:
         if not self.clip:
@@ -256,10 +266,11 @@ class Settings:
         return by(self.clip)
 
 
-# What may differ between a run and its resumption.
+# What may differ between a run and its resumption; kernels differ in last bits alone.
 FREE = {
     *("out", "keep", "checkpoint_every", "log_every", "tensorboard", "peak_flops"),
     *("eval_every", "eval_batches", "init_from", "c4_files"),
+    "attention",
 }
 
 

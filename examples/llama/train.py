@@ -22,6 +22,7 @@ import hugging_face
 import metrics
 from checkpoints import Checkpoints, SaveError
 from model import parameter_count
+from peaks import peak_flops
 from settings import Settings, parse
 from steps import State, state_bytes
 
@@ -185,14 +186,22 @@ class Trainer:
             self.seconds += found["seconds"]
             self.tokens += tokens
             found["tokens_per_second"] = tokens / found["seconds"]
-            if self.run.peak_flops:
+            if peak := self._peak_flops():
                 flops = found["tokens_per_second"] * self._flops_per_token()
-                found["flop_utilisation"] = flops / self.run.peak_flops
+                found["flop_utilisation"] = flops / peak
         found["learning_rate"] = float(self.run.schedule()(step - 1))
         found["tokens"] = step * self.run.batch * self.run.tokens
         self.log.write(step, **found, **_memory())
         speed = f"{found.get('tokens_per_second', 0):,.0f}"
         self.bar.set_postfix({"loss": f"{found['loss']:.3f}", "tokens/s": speed})
+
+    def _peak_flops(self) -> float | None:
+        """Of all devices of the run, as given or as known."""
+        run = self.run
+        if run.peak_flops:
+            return run.peak_flops
+        one = peak_flops(jax.devices()[0].device_kind, run.compute_dtype)
+        return one and one * run.devices
 
     def _flops_per_token(self) -> float:
         """6 a matrix parameter, 4 a frozen one, and attention's 12 T D a layer."""
