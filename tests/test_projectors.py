@@ -460,10 +460,17 @@ def test_every_method(method: str) -> None:
 # Refusals.
 
 
+@pytest.mark.filterwarnings("ignore:the rank reaches a dimension")
 def test_a_state_of_another_storage_is_refused() -> None:
     params = {"a": {"kernel": jnp.ones((8, 12))}, "row": jnp.ones((1, 6))}
+    one = go.match_paths({"row": optax.contrib.MuonDimensionNumbers(1, 0)})
     makers = {
-        name: go.galore(optax.sgd(0.1), rank=4, projector_dtype=name)
+        name: go.galore(
+            optax.sgd(0.1),
+            rank=4,
+            projector_dtype=name,
+            weight_dimension_numbers=one,
+        )
         for name in (None, "int8", "int4")
     }
     words = {
