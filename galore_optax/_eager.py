@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`update` outside of `jit`, compiled all the same.
 
-Its conditionals are functions made anew at every call, which JAX would compile anew,
+Its loops are functions made anew at every call, which JAX would compile anew,
 and run operation by operation a step would hold every intermediate of the whole tree.
 """
 

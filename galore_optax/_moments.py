@@ -207,12 +207,12 @@ def _form(code: Code, shape: tuple[int, ...], signed: bool) -> Any:
 
 
 # Compiled functions are traced once for all leaves of one shape.
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
 def _encode(code: Code, x: jax.Array, signed: bool) -> Quantized:
     return code.encode(x, signed)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
 def _decode(code: Code, stored: Quantized, signed: bool) -> jax.Array:
     return code.decode(stored, signed)
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 Tree = TypeVar("Tree")
 
@@ -51,6 +52,16 @@ def _lift_after(low: jax.Array, other: jax.Array) -> jax.Array:
 def _at_once(low: jax.Array, other: jax.Array) -> jax.Array:
     del other
     return low
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """`x` as it is, whose layout says nothing about that of what it is a part of.
+
+    Or XLA lays out a whole stack as the use of one layer wants it, transposed, and
+    copies it before and after a loop: 0.5 GB of a layerwise 7B step and half its
+    compile time, 2.9 GB of one that keeps all gradients.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def only_waits(equation: Any) -> bool:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a subspace is refreshed.
 
-All matrices of a tree share one conditional, so that a step on which nothing is due
-costs one host round trip at most.
+All matrices of a tree share one loop of one turn or none, so that a step on which
+nothing is due costs one host round trip at most.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,8 +16,9 @@ import numpy as np
 import optax
 from jax import lax
 
+from galore_optax._groups import leaves_of
 from galore_optax._matrices import Matrix, Plan
-from galore_optax._renew import Run, Turn, leaves_of, renew_leaves
+from galore_optax._renew import Run, Turn, renew_leaves
 from galore_optax._stored import Projectors
 from galore_optax.subspace import Subspace
 
@@ -27,6 +29,7 @@ ORTHONORMALITY_TOLERANCE = 1e-3
 _BRANCHES = 16  # of one switch
 
 When: TypeAlias = bool | jax.Array | None
+_Renewed: TypeAlias = tuple[list[Projectors], "Refresh"]
 
 
 class Refresh(NamedTuple):
@@ -142,23 +145,40 @@ def refresh_when_due(
     owed = calendar(plan, stagger).owed(refresh, count)
     owed = jnp.ones_like(owed) if when is True else owed
     owed = owed if when is None or when is True else owed & when
-    lanes = _any_lane(owed)
-
-    def renew(
-        old: tuple[list[Projectors], Refresh],
-    ) -> tuple[list[Projectors], Refresh]:
-        projectors, refresh = old
-        turn = Turn(lanes, owed, refresh.last < 0, plan.numbering.numbers)
-        run = Run(method, key, count, plan.numbering.total)
-        leaves = leaves_of(plan.projected, gradients, projectors)
-        found, accepted = renew_leaves(leaves, turn, run, together=not stagger)
-        return found, Refresh(
-            last=jnp.where(accepted, count, refresh.last),
-            refused=refresh.refused + (owed & ~accepted).astype(jnp.int32),
-        )
-
+    inputs = _Inputs(gradients, _any_lane(owed), owed, key, count)
+    renew = functools.partial(_renew, plan, method, not stagger)
     if when is True:
-        return renew((projectors, refresh))
-    # `lax.cond` makes its second function branch 0: the no-op comes first, which spares
-    # copies of the operands on older XLA (jax issue 16661).
-    return lax.cond(jnp.any(lanes), renew, lambda old: old, (projectors, refresh))
+        return renew(inputs, (projectors, refresh))
+
+    def turn(_: Any, old: _Renewed) -> _Renewed:
+        # What depends on inputs alone would be computed before the loop, due or not.
+        return renew(*lax.optimization_barrier((inputs, old)))
+
+    # Its carry is updated in place: a conditional would copy all projectors.
+    turns = jnp.any(inputs.lanes).astype(jnp.int32)
+    return lax.fori_loop(0, turns, turn, (projectors, refresh))
+
+
+class _Inputs(NamedTuple):
+    """All that a refresh is made from, but for what it renews."""
+
+    gradients: Sequence[jax.Array]
+    lanes: jax.Array  # matrices that are due in any lane of a vmap
+    owed: jax.Array  # and in this one
+    key: jax.Array
+    count: jax.Array  # type: ignore[assignment]
+
+
+def _renew(
+    plan: Plan, method: Subspace, together: bool, inputs: _Inputs, old: _Renewed
+) -> _Renewed:
+    projectors, refresh = old
+    gradients, lanes, owed, key, count = inputs
+    turn = Turn(lanes, owed, refresh.last < 0, plan.numbering.numbers)
+    run = Run(method, key, count, plan.numbering.total)
+    leaves = leaves_of(plan.projected, gradients, projectors)
+    found, accepted = renew_leaves(leaves, turn, run, together=together)
+    return found, Refresh(
+        last=jnp.where(accepted, count, refresh.last),
+        refused=refresh.refused + (owed & ~accepted).astype(jnp.int32),
+    )
