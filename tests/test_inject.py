@@ -187,7 +187,11 @@ def test_arguments_are_named() -> None:
         go.galore_adamw(LR, mask=False)
 
 
-@pytest.mark.parametrize("make", [*READY_MADE.values(), go.galore], ids=str)
+@pytest.mark.parametrize(
+    "make", [*READY_MADE.values(), go.galore], ids=lambda make: make.__name__
+)
+    "make", [*READY_MADE.values(), go.galore], ids=lambda make: make.__name__
+)
 def test_nothing_is_projected_twice(make: Any) -> None:
     inner = optax.adam(LR) if make is go.galore else LR
     with pytest.raises(TypeError, match="projects already"):
