@@ -8,7 +8,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow compat compat-quick lint format bench bench-quick bench-compiler clean
+.PHONY: demo test test-slow compat compat-quick lint format bench bench-quick bench-compiler bench-gpu clean
 
 demo: .venv/examples
 	$(BIN)/python examples/llama/demo.py $(ARGS)
@@ -47,6 +47,8 @@ bench: .venv/rivals
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/floor.py
 	$(BIN)/python benchmarks/step_trace.py
+	$(BIN)/python benchmarks/trace_time.py
+	$(BIN)/python benchmarks/init_time.py
 	$(BIN)/python benchmarks/against_torch.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/refresh_7b.py
@@ -62,6 +64,7 @@ bench: .venv/rivals
 	$(BIN)/python benchmarks/state_bytes.py
 	$(BIN)/python benchmarks/plan_paper.py
 	$(BIN)/python benchmarks/ablations.py --minutes $(MINUTES)
+	$(BIN)/python benchmarks/moments_bf16.py --minutes $(MINUTES)
 	$(BIN)/python benchmarks/pretraining.py --speed --model 1m
 	$(BIN)/python benchmarks/pretraining.py --model 1m --minutes $(MINUTES)
 	$(BIN)/python benchmarks/finetuning.py --speed
@@ -77,6 +80,11 @@ bench-quick: .venv/rivals
 bench-compiler: .venv-cuda
 	.venv-cuda/bin/python benchmarks/plan_vs_compiler.py
 	.venv-cuda/bin/python benchmarks/step_memory.py
+	.venv-cuda/bin/python benchmarks/compiled_step.py
+
+# On the card at hand, under eight minutes; with jax for it in .venv, as jax[cuda12].
+bench-gpu: .venv/examples
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 .venv-cuda: pyproject.toml
 	$(PYTHON) -m venv $@

@@ -190,8 +190,6 @@ def test_arguments_are_named() -> None:
 @pytest.mark.parametrize(
     "make", [*READY_MADE.values(), go.galore], ids=lambda make: make.__name__
 )
-    "make", [*READY_MADE.values(), go.galore], ids=lambda make: make.__name__
-)
 def test_nothing_is_projected_twice(make: Any) -> None:
     inner = optax.adam(LR) if make is go.galore else LR
     with pytest.raises(TypeError, match="projects already"):

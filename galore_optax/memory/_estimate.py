@@ -7,7 +7,7 @@ A step has phases, and its peak is that of the largest. Beside weights and state
     head       head               saved, logits            the head's
     blocks     blocks             saved                    one layer: weights, scores
     update     blocks, embedding  none                     none
-    update     blocks             none                     projectors, lift
+    update     blocks             none                     coordinates of a leaf
 
 The last line is GaLore's. XLA updates the head before the blocks' gradients exist.
 Accumulation adds a second copy of all gradients. In layerwise steps `blocks` shrinks to
@@ -34,9 +34,9 @@ from galore_optax.memory._sizes import Sizes
 from galore_optax.memory._step import layerwise_step
 from galore_optax.memory._workspace import (
     Measured,
+    coordinate_bytes,
     coordinates,
     largest_stack,
-    lift_bytes,
 )
 
 
@@ -91,7 +91,7 @@ _NO_LAYERS = (
     "layerwise needs to know the layers, but the model is only a tree of shapes. Give a"
     " configuration or galore_optax.memory.Sizes."
 )
-_REFRESH = "what a refresh of the projectors needs beside its new projectors"
+_REFRESH = "what a refresh of the projectors needs"
 
 
 def plan(
@@ -198,12 +198,12 @@ def _plain_phases(
     params: Params = measured.params
     embed, blocks, head = map(tree_bytes, params)
     a, layer = activations, blocks // sizes.layers
-    lift = lift_bytes(measured.records, a.setting.itemsize)
+    low = coordinate_bytes(measured.records)
     return (
         Phase("head", head, a.saved + a.logits, a.head_workspace),
         Phase("blocks", blocks, a.saved, layer + a.block_workspace),
         Phase("update", blocks + embed),
-        Phase("update", blocks, 0, measured.state.projectors + lift),
+        Phase("update", blocks, 0, low),
     )
 
 
@@ -213,8 +213,7 @@ def _layerwise_phases(
     params: Params = measured.params
     embed, blocks, head = map(tree_bytes, params)
     a, layer = activations, blocks // sizes.layers
-    lift = lift_bytes(measured.records, a.setting.itemsize)
-    update = (lift + measured.state.projectors) // largest_stack(measured.records)
+    update = coordinate_bytes(measured.records) // largest_stack(measured.records)
     sums, copies = 0, 0
     if a.setting.accumulation > 1:
         sums = coordinates(measured)
@@ -236,8 +235,5 @@ def _layerwise_phases(
 def _tree_phases(measured: Measured, setting: Setting) -> tuple[Phase, ...]:
     weights = tree_bytes(measured.params)
     copies = 2 if setting.accumulation > 1 else 1
-    leaves = jax.tree.leaves(measured.params)
-    itemsize = max((leaf.dtype.itemsize for leaf in leaves), default=0)
-    work = lift_bytes(measured.records, itemsize) + measured.state.projectors
-    update = Phase("update", weights, 0, max(work, 0))
+    update = Phase("update", weights, 0, coordinate_bytes(measured.records))
     return Phase("backward", weights * copies), update

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from galore_optax._matrices import Matrix
 from galore_optax._record import Recorded
 from galore_optax.memory._bytes import StateBytes
 
@@ -36,22 +35,18 @@ def coordinates(measured: Measured) -> int:
     return _WIDE * (entries - saved)
 
 
-def lift_bytes(records: Sequence[Recorded], itemsize: int) -> int:
-    """The worst of all projected leaves: its update in f32, less its gradient.
+def coordinate_bytes(records: Sequence[Recorded]) -> int:
+    """Bytes of the largest projected leaf's coordinates in f32.
 
-    .. math:: \\max_W\\; 4\\,(mn + rn) - s\\,mn
+    .. math:: \\max_W\\; 4\\,rn
 
-    per matrix of a stacked leaf, times their number: the lifted update (m, n) and the
-    projected gradient (r, n) are there in f32 when the gradient is not needed any more.
-    Zero for a transformation without `galore`, whose update XLA fuses into the weights.
+    per matrix of a stacked leaf, times their number: beside the gradients that are not
+    projected yet. What is lifted replaces the gradient it is made of, or is fused into
+    the weights. Zero for a transformation without `galore`.
     """
     leaves = [matrix for record in records for matrix in record.plan.projected]
-    return max((_lift(matrix, itemsize) for matrix in leaves), default=0)
-
-
-def _lift(matrix: Matrix, itemsize: int) -> int:
-    full = math.prod(matrix.shape)
-    return _WIDE * (full + math.prod(matrix.coordinate_shape)) - itemsize * full
+    sizes = (_WIDE * math.prod(matrix.coordinate_shape) for matrix in leaves)
+    return max(sizes, default=0)
 
 
 def largest_stack(records: Sequence[Recorded]) -> int:

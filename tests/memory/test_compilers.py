@@ -100,6 +100,19 @@ def test_seven_billion_parameters_train_on_a_v6e(tpu: Path) -> None:
     assert total_of(done.stdout) <= 32
 
 
+def test_no_array_of_a_leaf_in_more_bits_beside_16_bit_weights(cuda: Path) -> None:
+    """For both cards, steady and with a refresh, with weight decay and without."""
+    command = [cuda, ROOT / "benchmarks" / "compiled_step.py", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(\w+, galore.*?)  +((?:\d+ +)+)", done.stdout, re.MULTILINE)
+    assert len(rows) == 2 * 3 * 2  # cards, optimizers, programs
+    for name, numbers in rows:
+        kernels, _, _, f32, bf16, *_ = map(int, numbers.split())
+        assert (f32, bf16) == (0, 7), name  # the new weights, one array a leaf
+        assert kernels > 0
+
+
 def test_a_tpu_step_is_compiled(tpu: Path) -> None:
     done = plan(tpu, "9m", "--method", "adamw", "--compile", "v5e")
     assert done.returncode == 0, done.stderr
