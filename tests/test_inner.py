@@ -44,6 +44,7 @@ def test_every_exported_optimizer_is_accounted_for() -> None:
     assert exported() <= listed
 
 
+@pytest.mark.filterwarnings("ignore:the rank reaches a dimension")
 @pytest.mark.parametrize("name", INNERS)
 def test_square_identity_basis_changes_nothing(name: str) -> None:
     make = INNERS[name].make

@@ -423,3 +423,30 @@ def test_bad_arguments_are_named() -> None:
     step = layerwise.make_step(MODEL, layers_projected)
     with pytest.raises(ValueError, match=r"'blocks/up/kernel'.*stack of layers"):
         step.init(parameters())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_extra_arguments_reach_the_transformation(count: int) -> None:
+    tx = galore_optax.galore(optax.adam(RATE), rank=4)
+    step, params = layerwise.make_step(MODEL, tx), parameters()
+    state = step.init(params)
+
+    def bases(refresh: Any) -> Any:
+        def update(params: Any, state: Any, batches: Any) -> Any:
+            return step.update(params, state, batches, refresh=refresh)[1]
+
+        return jax.jit(update)(params, state, batches(0, count)).blocks.projector
+
+    kept, renewed = bases(False), bases(None)
+    jax.tree.map(np.testing.assert_array_equal, kept, state.blocks.projector)
+    assert not np.array_equal(*(jax.tree.leaves(x)[0] for x in (kept, renewed)))
+
+
+def test_what_the_batches_of_a_step_must_be() -> None:
+    tx = galore_optax.galore(optax.adam(RATE), rank=4)
+    step, params = layerwise.make_step(MODEL, tx), parameters()
+    state, two = step.init(params), batches(0, 2)
+    with pytest.raises(ValueError, match=r"micro-batches.*\['tokens'\] \(2, 4, 9\)"):
+        step.update(params, state, {"tokens": two, "mask": two[0]})
+    with pytest.raises(ValueError, match="refresh=True with 2 micro-batches"):
+        step.update(params, state, two, refresh=True)

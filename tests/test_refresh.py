@@ -306,6 +306,7 @@ def test_every_basis_is_orthonormal(
         assert state.refresh.refused[0] == 0
 
 
+@pytest.mark.filterwarnings("ignore:the rank reaches a dimension")
 @settings(max_examples=40, deadline=None)
 @given(
     exponent=st.floats(-4, 0),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from galore_optax._refresh import When
 from galore_optax.layerwise._check import refuse_mixing
 from galore_optax.layerwise._clip import Clip
 from galore_optax.layerwise._parts import Optimizer, Params, Part, by_part, layers_of
@@ -37,8 +38,8 @@ class Step(NamedTuple):
     """
 
     init: Callable[[Params], Params]  # params -> state of the optimizer
-    update: Callable[[Params, Params, Any], tuple[Params, Params, Report]]
-    # (params, state, micro-batches) -> (params, state, report)
+    update: Callable[..., tuple[Params, Params, Report]]
+    # (params, state, micro-batches, **extra_args) -> (params, state, report)
 
 
 def make_step(
@@ -71,11 +72,13 @@ def make_step(
 
     Returns:
       `init(params) -> state` and `update(params, state, batches) -> (params, state,
-      report)`. Every leaf of `batches` has a leading axis of micro-batches.
+      report)`. Every leaf of `batches` has a leading axis of micro-batches. Further
+      arguments of `update` go to that of `tx`, `refresh` of `galore` among them.
 
     Raises:
       ValueError: from `init`, `tx` needs all gradients at once, or blocks are no stack;
-        from `update`, `clip_by_global_norm` with several micro-batches.
+        from `update`, leaves of `batches` without a common leading axis,
+        `clip_by_global_norm` or `refresh=True` with several micro-batches.
       TypeError: `tx` is no transformation, `clip` no clipping.
 
     Example:
@@ -128,9 +131,9 @@ class _Stepper:
         return self._optimizer(params).init(params)
 
     def update(
-        self, params: Params, state: Params, batches: Any
+        self, params: Params, state: Params, batches: Any, **extra_args: Any
     ) -> tuple[Params, Params, Report]:
-        count = len(jax.tree.leaves(batches)[0])
+        count = _micro_batches(batches)
         projected = self.clip is not None and self.clip.projected
         if count > 1 and self.clip and not projected:
             raise ValueError(
@@ -139,10 +142,10 @@ class _Stepper:
                 " micro-batch."
             )
         run = self._accumulated if count > 1 or projected else self._fused
-        return run(params, state, batches)
+        return run(params, state, batches, extra_args)
 
     def _fused(
-        self, params: Params, state: Params, batches: Any
+        self, params: Params, state: Params, batches: Any, extra_args: dict[str, Any]
     ) -> tuple[Params, Params, Report]:
         """Updates each part as soon as its gradient is there."""
         optimizer = self._optimizer(params)
@@ -152,7 +155,8 @@ class _Stepper:
         def use(part: Part, gradient: Any, params: Any, carry: Any) -> Any:
             _, state, _ = carry
             square, gradient = _square(gradient), _scaled(gradient, factor)
-            return *optimizer.update(part, gradient, state, params), square
+            new = optimizer.update(part, gradient, state, params, **extra_args)
+            return *new, square
 
         carry = _together(params, state, _zeros(params))
         loss, carry = sweep(self.model, _first, carry, batch, 1, use, remat=self.remat)
@@ -169,18 +173,21 @@ class _Stepper:
         return _root(squares)
 
     def _accumulated(
-        self, params: Params, state: Params, batches: Any
+        self, params: Params, state: Params, batches: Any, extra_args: dict[str, Any]
     ) -> tuple[Params, Params, Report]:
         """Adds up coordinates over micro-batches, then updates each part."""
         optimizer = self._optimizer(params)
-        count = len(jax.tree.leaves(batches)[0])
+        count = _micro_batches(batches)
+        when = _when(extra_args.get("refresh"), count)
+        extra_args = {k: v for k, v in extra_args.items() if k != "refresh"}
 
         def micro_batch(carry: Params, batch_and_first: Any) -> Any:
             batch, first = batch_and_first
 
             def use(part: Part, gradient: Any, params: Any, carry: Any) -> Any:
                 state, total = carry
-                low, state = optimizer.project(part, gradient, state, params, first)
+                refresh = when if isinstance(when, bool) else first & when
+                low, state = optimizer.project(part, gradient, state, params, refresh)
                 add = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, low)
                 return state, add
 
@@ -197,7 +204,9 @@ class _Stepper:
         def update(part: Part, carry: Any) -> Any:
             params, state = carry
             low = _scaled(part.of(means), factor)
-            return optimizer.update(part, low, state, params, projected=True)
+            return optimizer.update(
+                part, low, state, params, projected=True, **extra_args
+            )
 
         carry = visit(_together(params, state), layers_of(params), update)
         params, state = _apart(carry)
@@ -232,6 +241,33 @@ class _Stepper:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x)), shapes)
 
         return by_part(params, of)
+
+
+def _micro_batches(batches: Any) -> int:
+    """How many there are.
+
+    Raises:
+      ValueError: leaves disagree; they are named.
+    """
+    pairs = jax.tree_util.tree_leaves_with_path(batches)
+    sizes = {jnp.shape(leaf)[:1] for _, leaf in pairs}
+    if len(sizes) != 1 or () in sizes:
+        shapes = (f"{jax.tree_util.keystr(k)} {jnp.shape(x)}" for k, x in pairs)
+        raise ValueError(
+            "every leaf of batches needs the same leading axis of micro-batches, of"
+            f" size 1 for a single batch (x[None]); found {', '.join(shapes)}."
+        )
+    return int(sizes.pop()[0])
+
+
+def _when(refresh: When, count: int) -> bool | jax.Array:
+    """Which refreshes the first of several micro-batches may do."""
+    if refresh is True and count > 1:
+        raise ValueError(
+            f"refresh=True with {count} micro-batches: which of them renews the bases"
+            " is decided while they run. Leave refresh out, or refresh with one."
+        )
+    return jnp.bool_(True) if refresh is None else refresh
 
 
 def _together(*trees: Params) -> Params:

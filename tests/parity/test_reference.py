@@ -20,6 +20,7 @@ RANKS = {"below": 5, "equal": 16, "above": 64}
 GAP = 3
 STEPS = 4 * GAP
 LR, DECAY, SCALE = 0.01, 0.1, 0.25
+pytestmark = pytest.mark.filterwarnings("ignore:the rank reaches a dimension")
 # Named, and so projected at any rank, as in the reference.
 AXES = galore_optax.match_paths(
     {
