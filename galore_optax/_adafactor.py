@@ -27,6 +27,7 @@ from galore_optax._galore import Projecting
 from galore_optax._leaves import flatten
 from galore_optax._matrices import Matrix, Plan
 from galore_optax._projection import accumulation_dtype
+from galore_optax._state import check_type
 from galore_optax._transform import projected
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.subspace import Subspace
@@ -153,13 +154,14 @@ def _update_leaf(
     dtype = _second_moment_dtype(gradient)
     keep = 1 - count.astype(dtype) ** -settings.decay_rate
     squares = _square(gradient).astype(dtype) + settings.eps
+    wide = gradient.astype(accumulation_dtype(gradient))
     if block.rows:
         row = keep * row + (1 - keep) * squares.mean(block.cols)
         col = keep * col + (1 - keep) * squares.mean(block.rows)
-        direction = gradient * _factored_rsqrt(block, row, col)
+        direction = wide * _factored_rsqrt(block, row, col)
     else:
         v = keep * v + (1 - keep) * squares
-        direction = gradient * jax.lax.rsqrt(v)
+        direction = wide * jax.lax.rsqrt(v)
     within = block.within(gradient.ndim)
     if settings.clipping_threshold is not None:
         rms = jnp.sqrt(jnp.mean(_square(direction), within, keepdims=True))
@@ -289,6 +291,7 @@ def galore_adafactor(
                 "galore_adafactor scales its steps by the parameters: call"
                 " update(updates, state, params)."
             )
+        check_type(state)
         plan = config.selection.plan(params)
         sizes = _step_sizes(plan, _learning_rate(learning_rate, state.count), floor)
         updates, state = update(updates, state, params, step_sizes=sizes, **extra_args)

@@ -42,7 +42,8 @@ class Config:
             return dtype
         if self.moment_dtype is not None:
             return self.moment_dtype
-        return jnp.promote_types(dtype, jnp.float32) if matrix else dtype
+        wide = jnp.dtype(jnp.float32)
+        return wide if matrix and dtype.itemsize < wide.itemsize else dtype
 
 
 def make_config(

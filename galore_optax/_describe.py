@@ -94,6 +94,7 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
       state: projector and all that the inner holds; Adam: optax.adam's, in the leaf's
       dtype
       not projected: 61.0% of the matrix parameters (61.0% embedding)
+      params: weight decay on all of W, unscaled
     """
     _check(tx, params)
     records, state = plans_of(tx, params)

@@ -48,7 +48,9 @@ def inject_hyperparams(
         some of their arguments.
       static_args: further names. Name `scale` or `update_proj_gap` where it is a
         callable of one `Leaf`; it is taken for a schedule of the step otherwise.
-      hyperparam_dtype: of floating-point hyperparameters; that of params if `None`.
+      hyperparam_dtype: of floating-point hyperparameters; that of params if `None`, in
+        which 16 bits make 1 of `b2=0.999`: with 16-bit params name `b1`, `b2` and `eps`
+        in `static_args`.
 
     Returns:
       a callable that takes the arguments of `inner_factory`, or schedules in place of

@@ -8,6 +8,7 @@ encode      what the inner made of that, stored again
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from galore_optax._fill import fills
 from galore_optax._leaves import Placeholder, is_box
@@ -178,9 +179,10 @@ class _Slot:
 
     def _full(self) -> jax.Array:
         aval = _content(self.node)
-        number = jnp.asarray(self.number, aval.dtype)
+        # NumPy's: an array of JAX would lie on one device, and the result with it.
+        number = np.asarray(self.number, aval.dtype)[()]
         if self._like is None:
-            return jnp.full(aval.shape, number, aval.dtype)
+            return jax.lax.full(aval.shape, number, aval.dtype)
         return jnp.full_like(self._like, number, aval.dtype)
 
 
@@ -266,19 +268,16 @@ def _like(nodes: dict[Path, Any], path: Path, shape: tuple[int, ...]) -> Any:
 
 
 def _beside(like: Any, zeros: jax.Array) -> jax.Array:
-    """Zeros where `like` lies, whose axes they have."""
+    """Zeros where `like` lies, as far as their axes can be split so."""
     sharding = None if like is None else leaf_sharding(like)
-    if sharding is None or not _fits(sharding, like.ndim, zeros.shape):
+    if sharding is None or like.ndim != zeros.ndim:
         return zeros
-    return place(zeros, sharding)
+    names = list(sharding.spec) + [None] * (zeros.ndim - len(sharding.spec))
+    parts = zip(zeros.shape, names, strict=True)
+    kept = (axes if _divides(sharding, axes, size) else None for size, axes in parts)
+    return place(zeros, NamedSharding(sharding.mesh, PartitionSpec(*kept)))
 
 
-def _fits(sharding: NamedSharding, ndim: int, shape: tuple[int, ...]) -> bool:
-    if len(shape) != ndim:
-        return False
-    sizes = dict(sharding.mesh.shape)
-    for size, axes in zip(shape, sharding.spec, strict=False):
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        if size % int(np.prod([sizes[x] for x in names], initial=1)):
-            return False
-    return True
+def _divides(sharding: NamedSharding, axes: Any, size: int) -> bool:
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return size % math.prod(sharding.mesh.shape[name] for name in names) == 0

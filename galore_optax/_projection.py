@@ -28,10 +28,10 @@ from galore_optax._stored import Floating, Projector, Storage
 
 def accumulation_dtype(*arrays: Any) -> jnp.dtype:
     """At least f32, f64 where an operand is."""
-    dtype = jnp.dtype(jnp.float32)
-    for array in arrays:
-        dtype = jnp.promote_types(dtype, array.dtype)
-    return dtype
+    # Of our own accord, and so also where users forbid implicit promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        dtypes = (array.dtype for array in arrays)
+        return jnp.dtype(functools.reduce(jnp.promote_types, dtypes, jnp.float32))
 
 
 def project(
@@ -119,7 +119,8 @@ def _rank_first(basis: jax.Array, axis: int) -> jax.Array:
 def _contract(
     equation: str, projector: jax.Array, other: jax.Array, leaf: NamedSharding | None
 ) -> jax.Array:
-    dtype = jnp.promote_types(projector.dtype, other.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.promote_types(projector.dtype, other.dtype)
     operands, result = equation.split("->")
     basis = letter_sharding(leaf, operands.split(",")[0]) if leaf else None
     return jnp.einsum(

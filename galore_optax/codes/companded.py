@@ -54,7 +54,9 @@ class _Companded:
             codes = jnp.round(127 * jnp.sign(unit) * root).astype(jnp.int8)
         else:
             levels = jnp.round(255 * jnp.sqrt(root))
-            codes = jnp.maximum(levels, root > 0).astype(jnp.uint8)
+            codes = jnp.maximum(levels, (root > 0).astype(levels.dtype)).astype(
+                jnp.uint8
+            )
         return Quantized(_join(codes, axis, x.shape), jnp.squeeze(scales, axis + 1))
 
     def decode(self, coded: Quantized, signed: bool) -> jax.Array:

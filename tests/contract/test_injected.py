@@ -61,7 +61,10 @@ def no_gradients(weights: Any) -> Any:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", FACTORIES)
 def test_same_numbers_and_one_compilation(name: str, dtype: Any, caplog: Any) -> None:
-    injected, plain = FACTORIES[name].injected(), FACTORIES[name].plain()
+    # In bf16 Optax would make 1 of 0.999, and divide 0 by 0.
+    adam = dtype == jnp.bfloat16 and name in DECAYING
+    static = ("b1", "b2", "eps") if adam else ()
+    injected, plain = FACTORIES[name].injected(*static), FACTORIES[name].plain()
     weights = params(dtype)
     state, expected = injected.init(weights), plain.init(weights)
     first = avals(state)
