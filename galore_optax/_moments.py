@@ -105,6 +105,16 @@ class Storage:
             ]
         )
 
+    def widened(self, tree: Any) -> Any:
+        """Leaves like params, as wide as their moments are once these are decoded."""
+
+        def one(path: Path, x: Any) -> Any:
+            narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+            coded = narrow and self.suits(path, x.shape)
+            return x.astype(jnp.float32) if coded else x
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
     def suits(self, path: Path, shape: tuple[int, ...]) -> bool:
         """Whether the moment at `path` is coded, or kept as it is."""
         try:

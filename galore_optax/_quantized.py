@@ -92,17 +92,11 @@ def quantized(
         if not _holds_coded(state):
             raise ValueError(_not_ours(state, code))
         full = storage.decode(state, updates)
-        wide = jax.tree.map(_widened, (updates, params))
+        wide = storage.widened(updates), storage.widened(params)
         found, new = inner.update(wide[0], full, wide[1], **extra_args)
         return _as_usual(found, updates, params), storage.encode(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _widened(x: Any) -> Any:
-    """As wide as the moments are once they are decoded."""
-    is_narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
-    return x.astype(jnp.float32) if is_narrow else x
 
 
 def _as_usual(found: Any, updates: Any, params: Any) -> Any:
