@@ -93,13 +93,14 @@ def read_use(update: Update, arguments: Arguments) -> Reading:
       the use of params, and its linear part.
     """
     traced = _trace(update, arguments)
-    others = [i for i in range(traced.outputs) if i not in arguments.weights]
-    if not _uses_weights(traced, range(traced.outputs), arguments):
-        return Reading(ParamsUse.IGNORED)
-    if _uses_weights(traced, others, arguments):
-        return Reading(ParamsUse.COORDINATES)
+    own = set(arguments.weights)
+    others = [i for i in range(traced.outputs) if i not in own]
     start = len(arguments.gradients) + len(arguments.state)
     weights = [start + position for position in arguments.weights]
+    if traced.depends(others, weights):
+        return Reading(ParamsUse.COORDINATES)
+    if not traced.depends(arguments.weights, weights):
+        return Reading(ParamsUse.IGNORED)
     head, tail = traced.split(weights, arguments.weights)
     try:
         linear = _Linear(tail, len(weights))
@@ -124,6 +125,15 @@ class _Traced:
         _, _, used = self._pruned(outputs)
         return used
 
+    def depends(self, outputs: Sequence[int], inputs: Sequence[int]) -> bool:
+        """Whether some of these outputs depend on some of these inputs."""
+        moving, _ = self._moving(inputs)
+        results = _variables(self.closed.jaxpr.outvars[i] for i in outputs)
+        if moving.isdisjoint(results):  # most often, and found in a fraction of a time
+            return False
+        used = self.used_by(outputs)
+        return any(used[position] for position in inputs)
+
     def run(self, outputs: Iterable[int], inputs: Arrays) -> Arrays:
         """These outputs alone; inputs that they do not depend on may be anything."""
         jaxpr, used_constants, used = self._pruned(outputs)
@@ -146,14 +156,10 @@ class _Traced:
           `inputs`, followed by those values, to `outputs`.
         """
         jaxpr, constants = self.closed.jaxpr, self.closed.consts
-        moving = {jaxpr.invars[position] for position in inputs}
-        equations, between = [], dict[Any, None]()
-        for equation in jaxpr.eqns:
-            read = _variables(equation.invars)
-            if not moving.isdisjoint(read):
-                equations.append(equation)
-                between.update((x, None) for x in read if x not in moving)
-                moving.update(equation.outvars)
+        moving, equations = self._moving(inputs)
+        between = dict.fromkeys(
+            x for each in equations for x in _variables(each.invars) if x not in moving
+        )
         results = [jaxpr.outvars[position] for position in outputs]
         between.update((x, None) for x in _variables(results) if x not in moving)
         head = jaxpr.replace(outvars=list(between))
@@ -165,6 +171,16 @@ class _Traced:
             _Traced(core.ClosedJaxpr(head, constants)),
             _Traced(core.ClosedJaxpr(tail, [])),
         )
+
+    def _moving(self, inputs: Sequence[int]) -> tuple[set[Any], list[Any]]:
+        """Variables and equations behind some inputs; all that a call returns."""
+        moving = {self.closed.jaxpr.invars[position] for position in inputs}
+        equations = []
+        for equation in self.closed.jaxpr.eqns:
+            if not moving.isdisjoint(_variables(equation.invars)):
+                equations.append(equation)
+                moving.update(equation.outvars)
+        return moving, equations
 
     def _pruned(self, outputs: Iterable[int]) -> tuple[Any, list[bool], list[bool]]:
         wanted = set(outputs)
@@ -275,13 +291,6 @@ class _Linear:
 def _uses_moments(arguments: Arguments, used: Sequence[bool]) -> bool:
     arrays = (x.ndim > 0 for x in _where(used, arguments.state))
     return any(arrays) and any(_where(arguments.is_moment(), used))
-
-
-def _uses_weights(
-    traced: _Traced, outputs: Iterable[int], arguments: Arguments
-) -> bool:
-    _, _, params = _split(arguments, traced.used_by(outputs))
-    return any(params[position] for position in arguments.weights)
 
 
 def _aloud(why: str) -> Reading:
