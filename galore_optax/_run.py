@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from galore_optax import _order
 from galore_optax._decay import away_from_zero
 from galore_optax._inner import Arguments, Decay, ParamsUse, Reading, read_use
 from galore_optax._leaves import Flat, flatten
 from galore_optax._matrices import Matrix, Plan
+from galore_optax._moments import only_read
 from galore_optax._order import in_turn
 from galore_optax._projection import lift, project, zero_coordinates
 from galore_optax._sharding import explicit_sharding
@@ -55,10 +57,12 @@ class Frame:
         """
         result = list(updates)
         lifted: list[jax.Array] = []
+        sizes = (params[matrix.position] for matrix in self.plan.projected)
+        many = sum(x.size * x.dtype.itemsize for x in sizes) >= _order.IN_FLIGHT_BYTES
         for matrix, projectors in self.pairs():
             position = matrix.position
-            low = in_turn(updates[position], lifted)
-            low = jnp.asarray(matrix.scale, low.dtype) * low
+            low = in_turn(updates[position], lifted) if many else updates[position]
+            low = _scaled(matrix, low)
             weight, part = params[position], decay.get(position, _NO_DECAY)
             lifted.append(_lift_one(matrix, projectors, low, weight, part))
             result[position] = lifted[-1]
@@ -69,6 +73,12 @@ class Frame:
 
     def pairs(self) -> list[tuple[Matrix, Projectors]]:
         return list(zip(self.plan.projected, self.projectors, strict=True))
+
+
+def _scaled(matrix: Matrix, low: jax.Array) -> jax.Array:
+    if isinstance(matrix.scale, jax.Array):
+        return matrix.scale.astype(low.dtype) * low
+    return low * low.dtype.type(matrix.scale)
 
 
 def _lift_one(
@@ -167,7 +177,6 @@ class _FullSize:
 
     def reading(self) -> Reading:
         """What the inner does with params."""
-        arguments = self._arguments
         treedef: Any = jax.tree.structure(self.state)
 
         def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -176,7 +185,8 @@ class _FullSize:
             )
             return _leaves(self.params, updates), jax.tree.leaves(new)
 
-        return read_use(update, arguments)
+        with only_read():
+            return read_use(update, self._arguments)
 
     def coordinates(self, use: ParamsUse) -> Any:
         """What the inner is to see as params."""
