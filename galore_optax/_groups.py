@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,29 @@ _AT_ONCE = 8  # matrices in one turn, where that is worth it, and
 _AT_ONCE_BYTES = 2**28  # of their gradients in f32
 
 
+class Cut(NamedTuple):
+    """Where one matrix lies in a gradient: of leaves that are built alike, the same."""
+
+    batch: tuple[int, ...]
+    batch_shape: tuple[int, ...]
+    sides: tuple[Side, ...]
+
+    def views(self, gradient: jax.Array, number: jax.Array) -> list[jax.Array]:
+        """The gradient of one matrix, for each side (projected side, other side)."""
+        shape = gradient.shape
+        if self.batch:
+            index = jnp.unravel_index(number, self.batch_shape)
+            for axis, place_on_axis in zip(self.batch, index, strict=True):
+                gradient = lax.dynamic_slice_in_dim(gradient, place_on_axis, 1, axis)
+            gradient = row_major(gradient)
+        return [
+            gradient.transpose(*self.batch, *side.axes, *side.others).reshape(
+                math.prod(shape[axis] for axis in side.axes), -1
+            )
+            for side in self.sides
+        ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """The matrices of one leaf."""
@@ -39,7 +62,8 @@ class Leaf:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Leaves of one kind share a loop."""
-        sizes = tuple(self.size(side) for side in self.matrix.sides)
+        size = self.matrix.size
+        sizes = tuple((size(x.axes), size(x.others)) for x in self.matrix.sides)
         arrays = self.gradient, *jax.tree.leaves(self.projectors[0])
         dtypes = (x.dtype for x in arrays)
         return (sizes, self.matrix.rank, self.matrix.storage, *dtypes)
@@ -48,23 +72,9 @@ class Leaf:
     def entries(self) -> np.ndarray:
         return self.start + np.arange(self.matrix.count)
 
-    def size(self, side: Side) -> tuple[int, int]:
-        return self.matrix.size(side.axes), self.matrix.size(side.others)
-
-    def pick(self, gradient: jax.Array, number: jax.Array) -> list[jax.Array]:
-        """The gradient of one matrix, for each side (projected side, other side)."""
-        shape = self.matrix.batch_shape
-        if shape:
-            index = jnp.unravel_index(number, shape)
-            for axis, place_on_axis in zip(self.matrix.batch, index, strict=True):
-                gradient = lax.dynamic_slice_in_dim(gradient, place_on_axis, 1, axis)
-            gradient = row_major(gradient)
-        return [
-            gradient.transpose(*self.matrix.batch, *side.axes, *side.others).reshape(
-                self.size(side)
-            )
-            for side in self.matrix.sides
-        ]
+    @property
+    def cut(self) -> "Cut":
+        return Cut(self.matrix.batch, self.matrix.batch_shape, self.matrix.sides)
 
     def stacks(self) -> Projectors:
         """The projectors, every array of them as (matrices, entries, rank)."""
@@ -127,28 +137,34 @@ class Group:
 
     def views(self, entries: jax.Array) -> list[jax.Array]:
         """The gradients of some matrices, by side: (matrices, projected, other)."""
+        cuts = tuple(leaf.cut for leaf in self.leaves)
         gradients = [leaf.gradient for leaf in self.leaves]
-        one = functools.partial(self._pick, gradients)
+
+        def one(entry: jax.Array) -> list[jax.Array]:
+            return _views(cuts, gradients, entry)
+
         if len(entries) > 1:
             return lax.map(one, entries)
         return [view[None] for view in one(entries[0])]
 
-    @functools.cached_property
-    def _pick(self) -> Callable[..., list[jax.Array]]:
-        # Compiled by itself so that one by one and several at once share its trace.
-        counts = self.counts
-        leaf_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        within = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
 
-        def pick(gradients: Sequence[jax.Array], entry: jax.Array) -> list[jax.Array]:
-            place_of = (at(jnp.asarray(table), entry) for table in (leaf_of, within))
-            return _pick(self.leaves, gradients, *place_of)
+# Compiled by themselves so that one by one and several at once share a trace, as do
+# leaves that are built alike.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _views(
+    cuts: tuple[Cut, ...], gradients: Sequence[jax.Array], entry: jax.Array
+) -> list[jax.Array]:
+    """The gradients of one entry of leaves that are so cut."""
+    counts = [math.prod(cut.batch_shape) for cut in cuts]
+    leaf_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    within = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
+    place_of = (at(jnp.asarray(table), entry) for table in (leaf_of, within))
+    return _pick(cuts, gradients, *place_of)
 
-        return jax.jit(pick)
 
-
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _pick(
-    leaves: Sequence[Leaf],
+    cuts: tuple[Cut, ...],
     gradients: Sequence[jax.Array],
     position: jax.Array,
     number: jax.Array,
@@ -158,16 +174,30 @@ def _pick(
     JAX takes a time to trace a switch that grows with the square of its branches, so
     that many of them are made two levels.
     """
-    pairs = list(zip(leaves, gradients, strict=True))
-    if len(pairs) <= _BRANCHES:
-        picks = [functools.partial(leaf.pick, gradient) for leaf, gradient in pairs]
-        return lax.switch(position, picks, number)
-    size = math.isqrt(len(pairs))
-    branches = [
-        functools.partial(_pick, leaves[start : start + size], gradients[start:][:size])
-        for start in range(0, len(pairs), size)
+    if len(cuts) <= _BRANCHES:
+        picks = [functools.partial(_pick_one, cut, i) for i, cut in enumerate(cuts)]
+        return lax.switch(position, picks, gradients, number)
+    size = math.isqrt(len(cuts))
+    picks = [
+        functools.partial(_pick_among, cuts[start : start + size], start)
+        for start in range(0, len(cuts), size)
     ]
-    return lax.switch(position // size, branches, position % size, number)
+    return lax.switch(position // size, picks, gradients, position % size, number)
+
+
+def _pick_one(
+    cut: Cut, position: int, gradients: Sequence[jax.Array], number: jax.Array
+) -> list[jax.Array]:
+    return cut.views(gradients[position], number)
+
+
+def _pick_among(
+    cuts: tuple[Cut, ...],
+    start: int,
+    gradients: Sequence[jax.Array],
+    *place_of: jax.Array,
+) -> list[jax.Array]:
+    return _pick(cuts, gradients[start:][: len(cuts)], *place_of)
 
 
 def each(function: Callable[..., Any], size: int) -> Callable[..., Any]:
@@ -208,11 +238,8 @@ def _opaque(numbers: Sequence[int], step: jax.Array) -> tuple[jax.Array, ...]:
     A slice with a known start is a kernel of its own, and XLA's CPU compiler spends
     6 ms on each; with unknown ones all leaves share one.
     """
-    return lax.cond(
-        step >= 0,
-        lambda: tuple(jnp.int32(number) for number in numbers),
-        lambda: tuple(jnp.int32(0) for _ in numbers),
-    )
+    known = tuple(map(np.int32, numbers))
+    return lax.cond(step >= 0, lambda: known, lambda: (np.int32(0),) * len(known))
 
 
 def at(stack: jax.Array, entry: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from galore_optax._decay import factors
+from galore_optax._decay import Factors, multiples
 
 Arrays: TypeAlias = list[Any]
 # (gradients, state, params) -> (updates, state), one list of arrays each
@@ -53,17 +53,17 @@ class Arguments(NamedTuple):
 
 
 class Decay(NamedTuple):
-    """What is linear in the weights, for one set of arguments."""
+    """What is linear in one weight: a number times it, an array, or nothing."""
 
-    factors: list[jax.Array | None]  # where it is a number times the weight
-    arrays: Arrays  # all of it, one array a weight
+    factor: Any | None
+    array: Any | None
 
 
 class Reading(NamedTuple):
     """How params are used; where that is additive, the part linear in the weights."""
 
     use: ParamsUse
-    decay: Callable[[Arguments], Decay] | None = None
+    decay: Callable[[Arguments], list[Decay]] | None = None
 
 
 def depends_on_values(function: Callable[[Any], Any], argument: Any) -> bool:
@@ -93,18 +93,20 @@ def read_use(update: Update, arguments: Arguments) -> Reading:
       the use of params, and its linear part.
     """
     traced = _trace(update, arguments)
-    others = [i for i in range(traced.outputs) if i not in arguments.weights]
-    if not _uses_weights(traced, range(traced.outputs), arguments):
-        return Reading(ParamsUse.IGNORED)
-    if _uses_weights(traced, others, arguments):
-        return Reading(ParamsUse.COORDINATES)
+    own = set(arguments.weights)
+    others = [i for i in range(traced.outputs) if i not in own]
     start = len(arguments.gradients) + len(arguments.state)
     weights = [start + position for position in arguments.weights]
+    if traced.depends(others, weights):
+        return Reading(ParamsUse.COORDINATES)
+    if not traced.depends(arguments.weights, weights):
+        return Reading(ParamsUse.IGNORED)
     head, tail = traced.split(weights, arguments.weights)
     try:
-        return _read_derivative(head, _derivative(tail, len(weights)), arguments)
+        linear = _Linear(tail, len(weights))
     except (TypeError, NotImplementedError) as error:
         return _aloud(str(error).splitlines()[0])
+    return _read_linear(head, linear, arguments)
 
 
 class _Traced:
@@ -122,6 +124,15 @@ class _Traced:
         """Which inputs some of these outputs depend on."""
         _, _, used = self._pruned(outputs)
         return used
+
+    def depends(self, outputs: Sequence[int], inputs: Sequence[int]) -> bool:
+        """Whether some of these outputs depend on some of these inputs."""
+        moving, _ = self._moving(inputs)
+        results = _variables(self.closed.jaxpr.outvars[i] for i in outputs)
+        if moving.isdisjoint(results):  # most often, and found in a fraction of a time
+            return False
+        used = self.used_by(outputs)
+        return any(used[position] for position in inputs)
 
     def run(self, outputs: Iterable[int], inputs: Arrays) -> Arrays:
         """These outputs alone; inputs that they do not depend on may be anything."""
@@ -145,14 +156,10 @@ class _Traced:
           `inputs`, followed by those values, to `outputs`.
         """
         jaxpr, constants = self.closed.jaxpr, self.closed.consts
-        moving = {jaxpr.invars[position] for position in inputs}
-        equations, between = [], dict[Any, None]()
-        for equation in jaxpr.eqns:
-            read = _variables(equation.invars)
-            if not moving.isdisjoint(read):
-                equations.append(equation)
-                between.update((x, None) for x in read if x not in moving)
-                moving.update(equation.outvars)
+        moving, equations = self._moving(inputs)
+        between = dict.fromkeys(
+            x for each in equations for x in _variables(each.invars) if x not in moving
+        )
         results = [jaxpr.outvars[position] for position in outputs]
         between.update((x, None) for x in _variables(results) if x not in moving)
         head = jaxpr.replace(outvars=list(between))
@@ -164,6 +171,16 @@ class _Traced:
             _Traced(core.ClosedJaxpr(head, constants)),
             _Traced(core.ClosedJaxpr(tail, [])),
         )
+
+    def _moving(self, inputs: Sequence[int]) -> tuple[set[Any], list[Any]]:
+        """Variables and equations behind some inputs; all that a call returns."""
+        moving = {self.closed.jaxpr.invars[position] for position in inputs}
+        equations = []
+        for equation in self.closed.jaxpr.eqns:
+            if not moving.isdisjoint(_variables(equation.invars)):
+                equations.append(equation)
+                moving.update(equation.outvars)
+        return moving, equations
 
     def _pruned(self, outputs: Iterable[int]) -> tuple[Any, list[bool], list[bool]]:
         wanted = set(outputs)
@@ -212,42 +229,68 @@ def _derivative(tail: _Traced, weights: int) -> _Traced:
     return _Traced(jax.make_jaxpr(along)(*tail.inputs, *tail.inputs[:weights]))
 
 
-def _read_derivative(
-    head: _Traced, derivative: _Traced, arguments: Arguments
-) -> Reading:
-    every, number = range(derivative.outputs), len(arguments.weights)
-    used = derivative.used_by(every)
-    weights, between, directions = used[:number], used[number:-number], used[-number:]
-    needed = [position for position, flag in enumerate(between) if flag]
-    gradients, state, _ = _split(arguments, head.used_by(needed))
-    varies = any((*weights, *gradients)) or _uses_moments(arguments, state)
-    if varies or not any(directions):
+def _read_linear(head: _Traced, linear: "_Linear", arguments: Arguments) -> Reading:
+    gradients, state, _ = _split(arguments, head.used_by(linear.needed))
+    varies = linear.bends or any(gradients) or _uses_moments(arguments, state)
+    if varies or linear.is_zero:
         return Reading(ParamsUse.COORDINATES)
-    if derivative.needs("custom_lin"):
+    if linear.derivative is not None and linear.derivative.needs("custom_lin"):
         return _aloud("a function with a reverse-mode rule of its own")
 
-    def decay(values: Arguments) -> Decay:
-        given: Arrays = [None] * len(used)
-        found = head.run(needed, _inputs(values))
-        for position, value in zip(needed, found, strict=True):
-            given[number + position] = value
-        given[-number:] = values.of_weights
-        multiples = factors(derivative.closed.jaxpr, given[:-number], number)
-        return Decay(multiples, derivative.run(every, given))
+    def decay(values: Arguments) -> list[Decay]:
+        between = head.run(linear.needed, _inputs(values))
+        return linear.decay(between, values.of_weights)
 
     return Reading(ParamsUse.ADDITIVE, decay)
+
+
+class _Linear:
+    """The part of a program that is linear in the weights.
+
+    Args:
+      tail: from (weights, values in between) to one output a weight.
+      weights: how many there are.
+    """
+
+    def __init__(self, tail: _Traced, weights: int) -> None:
+        self.multiples = multiples(tail.closed.jaxpr, weights)
+        self.rest = [i for i, found in enumerate(self.multiples) if found is None]
+        self.between = tail.closed.jaxpr.invars[weights:]
+        # Only where something is no multiple: tracing it takes as long as the program.
+        self.derivative = _derivative(tail, weights) if self.rest else None
+        uses = [False] * (len(tail.inputs) + weights)
+        if self.derivative is not None:
+            uses = self.derivative.used_by(self.rest)
+        found = [multiple for multiple in self.multiples if multiple is not None]
+        read = {variable for multiple in found for variable in multiple.variables}
+        pairs = zip(self.between, uses[weights:-weights], strict=True)
+        # Positions in between.
+        self.needed = [i for i, (x, used) in enumerate(pairs) if used or x in read]
+        self.bends = any(uses[:weights])  # it depends on the weights itself
+        self.is_zero = not any((*uses[-weights:], *(x.moves for x in found)))
+
+    def decay(self, between: Arrays, weights: Arrays) -> list[Decay]:
+        """Of these weights, from those values in between that are needed."""
+        places = [self.between[position] for position in self.needed]
+        known = dict(zip(places, between, strict=True))
+        arrays, factor = self._arrays(known, weights), Factors(known)
+        return [
+            Decay(None if multiple is None else factor(multiple, weight), arrays.get(i))
+            for i, (multiple, weight) in enumerate(
+                zip(self.multiples, weights, strict=True)
+            )
+        ]
+
+    def _arrays(self, known: dict[Any, Any], weights: Arrays) -> dict[int, Any]:
+        if self.derivative is None:
+            return {}
+        given = [*weights, *map(known.get, self.between), *weights]
+        return dict(zip(self.rest, self.derivative.run(self.rest, given), strict=True))
 
 
 def _uses_moments(arguments: Arguments, used: Sequence[bool]) -> bool:
     arrays = (x.ndim > 0 for x in _where(used, arguments.state))
     return any(arrays) and any(_where(arguments.is_moment(), used))
-
-
-def _uses_weights(
-    traced: _Traced, outputs: Iterable[int], arguments: Arguments
-) -> bool:
-    _, _, params = _split(arguments, traced.used_by(outputs))
-    return any(params[position] for position in arguments.weights)
 
 
 def _aloud(why: str) -> Reading:

@@ -6,10 +6,12 @@ decode      the stored state as the inner made it, boxes included
 encode      what the inner made of that, stored again
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -100,7 +102,7 @@ class Storage:
         nodes = treedef.flatten_up_to(state)
         return treedef.unflatten(
             [
-                self.store(path, _content(node)) if is_coded(old) else node
+                self._store_as(old, path, _content(node)) if is_coded(old) else node
                 for (path, old), node in zip(pairs, nodes, strict=True)
             ]
         )
@@ -128,6 +130,11 @@ class Storage:
             return _whole(x)
         return _encode(self.code, x.astype(jnp.float32), self.sign(path) == "signed")
 
+    def _store_as(self, old: Quantized, path: Path, x: jax.Array) -> Quantized:
+        if self.suits(path, x.shape):
+            return self.store(path, x)
+        return Quantized(x, old.scales.astype(x.dtype))  # 1, without one more array
+
     def _load(self, path: Path, stored: Quantized) -> jax.Array:
         self._check(path, stored)
         if not self.suits(path, stored.codes.shape):
@@ -136,19 +143,22 @@ class Storage:
 
     def _check(self, path: Path, stored: Quantized) -> None:
         shape = tuple(stored.codes.shape)
-        if self.suits(path, shape):
-            wanted = _form(self.code, shape, self.sign(path) == "signed")
-            same = _sizes(stored) == _sizes(wanted)
-        else:
-            wanted = _whole(jax.ShapeDtypeStruct(shape, jnp.float32))
-            same = stored.scales.shape == ()
-        if not same:
-            raise ValueError(
-                f"the state of '{name(path)}' was stored under another code:"
-                f" {_sizes(stored)} where {self.code!r} makes {_sizes(wanted)}. Restore"
-                " it with the code it was saved with, or begin a new state with"
-                " tx.init(params)."
-            )
+        if not self.suits(path, shape):
+            if stored.scales.shape != ():
+                wanted = _whole(jax.ShapeDtypeStruct(shape, jnp.float32))
+                raise ValueError(self._other_code(path, stored, wanted))
+            return
+        wanted = _form(self.code, shape, self.sign(path) == "signed")
+        if any(_type(x) != _type(y) for x, y in zip(stored, wanted, strict=True)):
+            raise ValueError(self._other_code(path, stored, wanted))
+
+    def _other_code(self, path: Path, stored: Quantized, wanted: Quantized) -> str:
+        return (
+            f"the state of '{name(path)}' was stored under another code:"
+            f" {_sizes(stored)} where {self.code!r} makes {_sizes(wanted)}. Restore"
+            " it with the code it was saved with, or begin a new state with"
+            " tx.init(params)."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +190,8 @@ class _Slot:
         signed = self.storage.sign(self.path) == "signed"
         if number:
             return _encode_full(self.storage.code, shape, signed, number)
-        zeros = self.storage.code.zeros(shape, signed)
+        zeros_of = _zeros if _ONLY_READ.get() else _zeros_
+        zeros = zeros_of(self.storage.code, shape, signed)
         return jax.tree.map(functools.partial(_beside, self._like), zeros)
 
     @property
@@ -218,15 +229,48 @@ def _form(code: Code, shape: tuple[int, ...], signed: bool) -> Any:
     return jax.eval_shape(lambda: code.zeros(shape, signed))
 
 
-# Compiled functions are traced once for all leaves of one shape.
-@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
-def _encode(code: Code, x: jax.Array, signed: bool) -> Quantized:
+_ONLY_READ = contextvars.ContextVar("only_read", default=False)
+
+
+@contextlib.contextmanager
+def only_read() -> Iterator[None]:
+    """For traces that are looked at and never compiled: of calls, not of their insides.
+
+    A compiled step has no calls: XLA would hold what goes in and comes out, 1.5 GB of
+    a 7B step on GPU.
+    """
+    token = _ONLY_READ.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_READ.reset(token)
+
+
+class _Compiled:
+    """A method of codes, traced once for all leaves of one shape."""
+
+    def __init__(self, method: Callable[..., Any], statics: tuple[int, ...]) -> None:
+        self._called = jax.jit(method, static_argnums=statics)
+        self._inlined = jax.jit(method, static_argnums=statics, inline=True)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self._called if _ONLY_READ.get() else self._inlined)(*arguments)
+
+
+def _encode_(code: Code, x: jax.Array, signed: bool) -> Quantized:
     return code.encode(x, signed)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
-def _decode(code: Code, stored: Quantized, signed: bool) -> jax.Array:
+def _decode_(code: Code, stored: Quantized, signed: bool) -> jax.Array:
     return code.decode(stored, signed)
+
+
+def _zeros_(code: Code, shape: tuple[int, ...], signed: bool) -> Quantized:
+    return code.zeros(shape, signed)
+
+
+_encode, _decode = _Compiled(_encode_, (0, 2)), _Compiled(_decode_, (0, 2))
+_zeros = jax.jit(_zeros_, static_argnums=(0, 1, 2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -240,6 +284,10 @@ def _encode_full(
 
 def _whole(x: Any) -> Quantized:
     return Quantized(x, jnp.ones((), x.dtype))
+
+
+def _type(x: Any) -> tuple[Any, ...]:
+    return x.dtype, tuple(x.shape)
 
 
 def _sizes(stored: Quantized) -> str:

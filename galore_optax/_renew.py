@@ -174,6 +174,8 @@ def _choose(accept: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(jnp.expand_dims(accept, range(1, new.ndim)), new, old)
 
 
+# Compiled by itself so that one by one and several at once share its trace.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _propose(
     method: Subspace,
     storage: Storage,

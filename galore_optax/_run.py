@@ -10,17 +10,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from galore_optax import _order
 from galore_optax._decay import away_from_zero
-from galore_optax._inner import Arguments, ParamsUse, Reading, read_use
+from galore_optax._inner import Arguments, Decay, ParamsUse, Reading, read_use
 from galore_optax._leaves import Flat, flatten
 from galore_optax._matrices import Matrix, Plan
+from galore_optax._moments import only_read
 from galore_optax._order import in_turn
 from galore_optax._projection import lift, project, zero_coordinates
 from galore_optax._sharding import explicit_sharding
 from galore_optax._stored import Projectors
 
-# By position: what the weight is multiplied by, where that is a number, and the decay.
-Decays: TypeAlias = Mapping[int, tuple[jax.Array | None, jax.Array]]
+# By position.
+Decays: TypeAlias = Mapping[int, Decay]
+
+_NO_DECAY = Decay(None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +57,13 @@ class Frame:
         """
         result = list(updates)
         lifted: list[jax.Array] = []
+        sizes = (params[matrix.position] for matrix in self.plan.projected)
+        many = sum(x.size * x.dtype.itemsize for x in sizes) >= _order.IN_FLIGHT_BYTES
         for matrix, projectors in self.pairs():
             position = matrix.position
-            low = in_turn(updates[position], lifted)
-            low = jnp.asarray(matrix.scale, low.dtype) * low
-            weight, part = params[position], decay.get(position)
+            low = in_turn(updates[position], lifted) if many else updates[position]
+            low = _scaled(matrix, low)
+            weight, part = params[position], decay.get(position, _NO_DECAY)
             lifted.append(_lift_one(matrix, projectors, low, weight, part))
             result[position] = lifted[-1]
         return result
@@ -69,12 +75,18 @@ class Frame:
         return list(zip(self.plan.projected, self.projectors, strict=True))
 
 
+def _scaled(matrix: Matrix, low: jax.Array) -> jax.Array:
+    if isinstance(matrix.scale, jax.Array):
+        return matrix.scale.astype(low.dtype) * low
+    return low * low.dtype.type(matrix.scale)
+
+
 def _lift_one(
     matrix: Matrix,
     projectors: Projectors,
     low: jax.Array,
     weight: jax.Array,
-    decay: tuple[jax.Array | None, jax.Array] | None,
+    decay: Decay,
 ) -> jax.Array:
     """`P U + decay`; of a 16-bit leaf without an array of its size in more bits.
 
@@ -83,18 +95,17 @@ def _lift_one(
     form is off by a few roundings of the sum, as is the update that it becomes.
     """
     sharding, dtype = explicit_sharding(weight), weight.dtype
-    if dtype.itemsize > 2:
-        full = lift(matrix, projectors, low, sharding)
-        return full if decay is None else full + decay[1].astype(full.dtype)
-    if decay is None:
-        return lift(matrix, projectors, low.astype(dtype), sharding).astype(dtype)
     factor, array = decay
-    if factor is None or dtype != jnp.bfloat16:
-        full = lift(matrix, projectors, low.astype(dtype), sharding).astype(dtype)
-        return full + array.astype(dtype)
-    factor = away_from_zero(factor, dtype)
-    low = (low / factor.astype(low.dtype)).astype(dtype)
-    return factor * (lift(matrix, projectors, low, sharding).astype(dtype) + weight)
+    if dtype == jnp.bfloat16 and factor is not None:
+        factor = away_from_zero(factor, dtype)
+        low = (low / factor.astype(low.dtype)).astype(dtype)
+        return factor * (lift(matrix, projectors, low, sharding).astype(dtype) + weight)
+    low = low.astype(dtype) if dtype.itemsize <= 2 else low
+    full = lift(matrix, projectors, low, sharding)
+    full = full.astype(dtype) if dtype.itemsize <= 2 else full
+    if factor is not None:
+        array = factor * weight.astype(factor.dtype)
+    return full if array is None else full + array.astype(full.dtype)
 
 
 def run_inner(
@@ -166,7 +177,6 @@ class _FullSize:
 
     def reading(self) -> Reading:
         """What the inner does with params."""
-        arguments = self._arguments
         treedef: Any = jax.tree.structure(self.state)
 
         def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -175,7 +185,8 @@ class _FullSize:
             )
             return _leaves(self.params, updates), jax.tree.leaves(new)
 
-        return read_use(update, arguments)
+        with only_read():
+            return read_use(update, self._arguments)
 
     def coordinates(self, use: ParamsUse) -> Any:
         """What the inner is to see as params."""
@@ -193,8 +204,8 @@ class _FullSize:
         if reading.decay is None:
             return {}
         arguments = self._arguments
-        pairs = zip(*reading.decay(arguments), strict=True)
-        return dict(zip(arguments.weights, pairs, strict=True))
+        decays = reading.decay(arguments)
+        return dict(zip(arguments.weights, decays, strict=True))
 
     @functools.cached_property
     def _arguments(self) -> Arguments:
