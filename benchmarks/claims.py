@@ -157,11 +157,6 @@ CLAIMS = [
     ),
     Claim(
         MEMORY,
-        "At 7B that is {:.1f} GB for the MLP's leaves",
-        lambda load: [4 * 4096 * 11008 * 32 / 1e9],
-    ),
-    Claim(
-        MEMORY,
         "Within {} % in total in every row but `galore_adafactor`",
         lambda load: [_worst_but_adafactor(load)],
     ),
