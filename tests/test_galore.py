@@ -159,7 +159,7 @@ def test_contrib_is_a_setting() -> None:
             np.testing.assert_allclose(updates[name], expected[name], atol=1e-2 * LR)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_batch_axes_anywhere(data: Any) -> None:
     sizes = data.draw(st.permutations([3, 4, 6, 8]))

@@ -205,6 +205,7 @@ def test_clipping_by_the_global_norm_equals_optax() -> None:
     np.testing.assert_allclose(report.norm, optax.tree.norm(gradient), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [pytest.param(1, marks=slow), 2])
 def test_clipping_by_the_projected_norm(count: int) -> None:
     tx = galore_optax.galore(optax.sgd(0.1), rank=4, scale=1.0, subspace=EXACT)
@@ -323,6 +324,7 @@ def test_runs_under_vmap() -> None:
     assert_close(jax.tree.map(lambda x: x[0], found), alone)
 
 
+@pytest.mark.slow
 def test_labels_and_masks_go_by_path() -> None:
     def labels(params: Any) -> Any:
         def label(path: Any, _: Any) -> str:

@@ -58,7 +58,9 @@ def put(tree: Any, mesh: Any) -> Any:
     return jax.device_put(tree, shardings)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("proj_type", ["std", SLOW_FULL])
 @pytest.mark.parametrize("method", METHODS)
 def test_sharded_equals_unsharded(method: Any, proj_type: str, kind: AxisType) -> None:

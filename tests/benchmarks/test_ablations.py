@@ -176,6 +176,7 @@ def distance(one: Any, other: Any) -> float:
     return float(optax.tree.norm(difference) / optax.tree.norm(other))
 
 
+@pytest.mark.slow
 def test_the_gap_of_a_run_is_its_own_though_the_program_is_shared() -> None:
     assert vmapped.lanes(RECIPE, Setting(4, gap=1)) is vmapped.lanes(
         RECIPE, Setting(4, gap=NEVER)

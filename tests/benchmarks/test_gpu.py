@@ -38,7 +38,11 @@ WANTED = {
 }
 
 
-@pytest.mark.parametrize("part", WANTED)
+LONG = {"limited", "training"}
+PARTS = [pytest.param(x, marks=[pytest.mark.slow] * (x in LONG)) for x in WANTED]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_every_part_runs_at_tiny_size(part: str) -> None:
     found = gpu.measured(FIRST[part])
     assert found.keys() >= WANTED[part]

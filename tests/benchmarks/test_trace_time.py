@@ -57,6 +57,7 @@ def test_ratios_are_those_within_a_round() -> None:
     assert cell["over"] == {"optax.adamw": 3.0, "optax.contrib.galore": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_all_that_is_timed_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     params = trace_time.make_params(1, {"width": 16, "hidden": 24, "vocab": 32})

@@ -28,7 +28,6 @@ def _chained() -> optax.GradientTransformation:
 
 
 READY_MADE: dict[str, Make] = {
-    "galore(adam)": lambda: go.galore(optax.adam(LR), rank=4, update_proj_gap=3),
     "galore_adamw": lambda: go.galore_adamw(LR, rank=4, update_proj_gap=2),
     "galore_adamw8bit": lambda: go.galore_adamw8bit(
         LR, rank=4, code=go.codes.companded(min_size=64), update_proj_gap=3
@@ -37,6 +36,7 @@ READY_MADE: dict[str, Make] = {
 }
 
 TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
+    "galore(adam)": lambda: go.galore(optax.adam(LR), rank=4, update_proj_gap=3),
     "galore(sgd)": lambda: go.galore(optax.sgd(LR, momentum=0.9), rank=4),
     "galore(lion)": lambda: go.galore(optax.lion(LR, weight_decay=0.01), rank=4),
     "galore(lamb)": lambda: go.galore(optax.lamb(LR), rank=4),

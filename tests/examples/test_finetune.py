@@ -92,7 +92,7 @@ def state_formula(method: str, config: Config, rank: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     "method",
-    ["galore", *(pytest.param(x, marks=pytest.mark.slow) for x in ("lora", "full"))],
+    [pytest.param(x, marks=pytest.mark.slow) for x in ("galore", "lora", "full")],
 )
 def test_every_method_learns_and_stores_what_the_formula_says(
     method: str, tmp_path: Path
@@ -110,6 +110,7 @@ def test_every_method_learns_and_stores_what_the_formula_says(
     assert 0 < result.state_bytes - expected < 200  # counters
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_and_have_no_state(tmp_path: Path) -> None:
     trainer = Trainer(tiny(tmp_path, "lora"), classifier(BERT), TEXTS)
     program, batch = trainer.program, next(trainer._epoch())
@@ -138,6 +139,7 @@ def test_adapters_change_nothing_at_first(tmp_path: Path) -> None:
     np.testing.assert_allclose(*found, rtol=0, atol=100 * np.finfo(np.float32).eps)
 
 
+@pytest.mark.slow
 def test_a_run_depends_on_its_seed_alone(tmp_path: Path) -> None:
     def losses(seed: int) -> list[float]:
         recipe = tiny(tmp_path, "galore", seed=seed)

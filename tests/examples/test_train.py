@@ -114,6 +114,7 @@ def test_every_part_of_a_batch_is_evaluated(files: Path, tmp_path: Path) -> None
         )
 
 
+@pytest.mark.slow
 def test_padding_is_not_learnt_from(files: Path, tmp_path: Path) -> None:
     program = tiny(files, tmp_path).program()
     params = program.init_params(0)
@@ -159,6 +160,7 @@ def test_resuming_changes_no_bit(
         )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(files: Path, tmp_path: Path) -> None:
     run = tiny(files, tmp_path, checkpoint_every=4)
     first = Trainer(run).train()
@@ -188,7 +190,7 @@ def test_only_the_last_checkpoints_are_kept(files: Path, tmp_path: Path) -> None
     [
         pytest.param(("data=4",), marks=pytest.mark.slow),
         pytest.param(("fsdp=4",), marks=pytest.mark.slow),
-        ("data=2", "fsdp=4"),
+        pytest.param(("data=2", "fsdp=4"), marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_changes_nothing_but_rounding(
