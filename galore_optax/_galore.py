@@ -115,7 +115,8 @@ def galore(
     `update` takes the extra argument `refresh`: `None` refreshes in the graph whatever
     is due; a static `False` compiles a step without refresh code; a static `True`
     refreshes every matrix; a traced bool is ANDed with what is due. All other extra
-    arguments go to `inner`.
+    arguments go to `inner`. Projectors are constants to reverse-mode differentiation
+    through an update, refreshed in it or not.
 
     Args:
       inner: runs on the projected gradients; its updates are lifted and scaled. Without
