@@ -58,6 +58,8 @@ class Leaf:
     start: int  # of its matrices among those at hand
     gradient: jax.Array
     projectors: Projectors
+    # The same, every array of them as (matrices, entries, rank).
+    stacks: Projectors
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -76,14 +78,6 @@ class Leaf:
     def cut(self) -> "Cut":
         return Cut(self.matrix.batch, self.matrix.batch_shape, self.matrix.sides)
 
-    def stacks(self) -> Projectors:
-        """The projectors, every array of them as (matrices, entries, rank)."""
-
-        def stack(x: jax.Array) -> jax.Array:
-            return x.reshape(self.matrix.count, -1, self.matrix.rank)
-
-        return jax.tree.map(stack, self.projectors)
-
 
 def leaves_of(
     matrices: Sequence[Matrix],
@@ -92,11 +86,23 @@ def leaves_of(
 ) -> list[Leaf]:
     starts = np.cumsum([0, *(matrix.count for matrix in matrices)])
     return [
-        Leaf(matrix, int(start), place(g, replicated(explicit_sharding(g))), pair)
-        for matrix, start, g, pair in zip(
+        _leaf(matrix, int(start), gradient, pair)
+        for matrix, start, gradient, pair in zip(
             matrices, starts, gradients, projectors, strict=False
         )
     ]
+
+
+def _leaf(
+    matrix: Matrix, start: int, gradient: jax.Array, projectors: Projectors
+) -> Leaf:
+    def stack(x: jax.Array) -> jax.Array:
+        return x.reshape(matrix.count, -1, matrix.rank)
+
+    # Traced here once, and not for each way to loop.
+    stacks = tuple(jax.tree.map(stack, projector) for projector in projectors)
+    gradient = place(gradient, replicated(explicit_sharding(gradient)))
+    return Leaf(matrix, start, gradient, projectors, stacks)
 
 
 def groups_of(leaves: Sequence[Leaf], several: bool) -> list["Group"]:

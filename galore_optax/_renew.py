@@ -155,7 +155,7 @@ def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
         taken = put(state.accepted, accept | now(state.accepted))
         return _Loop(chunk, jax.tree.map(put, state.stacks, kept), taken)
 
-    stacks = [leaf.stacks() for leaf in group.leaves]
+    stacks = [leaf.stacks for leaf in group.leaves]
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
     # No constants: inside `shard_map` a carry varies over devices from the start.
     none = turn.owed & False

@@ -57,6 +57,7 @@ class Frame:
         """
         result = list(updates)
         lifted: list[jax.Array] = []
+        # Asking leaf by leaf costs a square of their number where all are small.
         sizes = (params[matrix.position] for matrix in self.plan.projected)
         many = sum(x.size * x.dtype.itemsize for x in sizes) >= _order.IN_FLIGHT_BYTES
         for matrix, projectors in self.pairs():
