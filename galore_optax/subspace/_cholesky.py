@@ -12,6 +12,7 @@ Vectors are rows here: both products of a power step then read the gradient and 
 basis as they lie in memory.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,6 +85,8 @@ def iterate(
     return 1.5 * end.rows - 0.5 * matmul(end.gram, end.rows)
 
 
+# Compiled by themselves, and in place, so that they are traced once for both loops.
+@functools.partial(jax.jit, inline=True)
 def _pass(rows: jax.Array, gram: jax.Array) -> jax.Array:
     """The inverse Cholesky factor of the shifted Gram matrix times unit rows.
 
