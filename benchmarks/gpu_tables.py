@@ -153,6 +153,10 @@ def compiled_step_before(load: Load) -> str:
     return _compiled(load("compiled_step_before"))
 
 
+def compiled_step(load: Load) -> str:
+    return _compiled(load("compiled_step"))
+
+
 def _compiled(found: dict[str, Any]) -> str:
     rows = [
         (
@@ -176,4 +180,5 @@ def _loop(loop: dict[str, Any]) -> str:
 ALL = (
     *(gpu_steps, gpu_limited, gpu_training, gpu_probes, gpu_refresh, gpu_epoch),
     compiled_step_before,
+    compiled_step,
 )

@@ -24,7 +24,7 @@ from galore_optax._stored import Projectors
 
 _BRANCHES = 16  # of one switch
 _AT_ONCE = 8  # matrices in one turn, where that is worth it, and
-_AT_ONCE_BYTES = 2**28  # of their gradients in f32
+_AT_ONCE_BYTES = 2**29  # of their gradients in f32
 
 
 class Cut(NamedTuple):
