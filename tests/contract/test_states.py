@@ -13,8 +13,8 @@ from tests.contract.subjects import (
     LR,
     assert_equal,
     every,
+    outermost,
     params,
-    projecting,
     ready_made,
     started,
 )
@@ -79,7 +79,7 @@ OTHER_STATES = {
 }
 
 
-@projecting
+@outermost
 @pytest.mark.parametrize("kind", OTHER_STATES)
 def test_what_is_no_state_of_galore_is_named(make: Any, kind: str) -> None:
     """As a checkpoint restored without a target gives it, or another optimizer."""
