@@ -238,3 +238,33 @@ def test_no_product_beyond_project_and_lift(
 
 def test_coordinates_cost_one_product_more() -> None:
     assert products(galore_optax.galore(optax.lamb(LR), rank=4)) == 3
+
+
+def test_decay_of_several_kinds_in_one_tree() -> None:
+    def add(updates: Any, params: Any) -> Any:
+        rows = jnp.arange(8.0)[:, None]
+        return {
+            "number": updates["number"] - RATE * -(-params["number"]),
+            "rows": updates["rows"] - RATE * rows * params["rows"],
+            "sum": updates["sum"] - RATE * (params["sum"] + 2 * params["sum"]),
+            "none": updates["none"],
+        }
+
+    inner = optax.chain(optax.sgd(1.0), optax.stateless(add))
+    tx = galore_optax.galore(inner, rank=2, subspace=Identity())
+    names = ("number", "rows", "sum", "none")
+    weights = normal_like({name: jnp.zeros((8, 8)) for name in names}, 0)
+    nothing = jax.tree.map(jnp.zeros_like, weights)
+    updates, _ = tx.update(nothing, tx.init(weights), weights)
+    factors = {"number": 1, "rows": np.arange(8.0)[:, None], "sum": 3, "none": 0}
+    for name, factor in factors.items():
+        expected = -RATE * factor * weights[name]
+        np.testing.assert_allclose(updates[name], expected, rtol=1e-6)
+
+
+def test_a_factor_made_of_the_gradient_is_seen_in_coordinates() -> None:
+    def add(updates: Any, params: Any) -> Any:
+        size = optax.tree.norm(updates)
+        return jax.tree.map(lambda u, w: u - RATE * size * w, updates, params)
+
+    assert use_of(optax.chain(optax.sgd(1.0), optax.stateless(add))) == "COORDINATES"
