@@ -244,7 +244,7 @@ def test_decay_of_several_kinds_in_one_tree() -> None:
     def add(updates: Any, params: Any) -> Any:
         rows = jnp.arange(8.0)[:, None]
         return {
-            "number": updates["number"] - RATE * -(-params["number"]),
+            "number": updates["number"] + jnp.negative(RATE * params["number"]),
             "rows": updates["rows"] - RATE * rows * params["rows"],
             "sum": updates["sum"] - RATE * (params["sum"] + 2 * params["sum"]),
             "none": updates["none"],
