@@ -107,15 +107,20 @@ class Storage:
             ]
         )
 
-    def widened(self, tree: Any) -> Any:
-        """Leaves like params, as wide as their moments are once these are decoded."""
+    def widened(self, tree: Any, like: Any) -> Any:
+        """`tree` in the dtypes that its moments have once they are decoded.
 
-        def one(path: Path, x: Any) -> Any:
-            narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
-            coded = narrow and self.suits(path, x.shape)
-            return x.astype(jnp.float32) if coded else x
+        f32 at least where they are coded; else those of `like`, the parameters, which
+        the moments have had since `init`.
+        """
 
-        return jax.tree_util.tree_map_with_path(one, tree)
+        def one(path: Path, x: Any, param: Any) -> Any:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                return x
+            coded = self.suits(path, x.shape)
+            return x.astype(jnp.float32 if coded else param.dtype)
+
+        return jax.tree_util.tree_map_with_path(one, tree, like)
 
     def suits(self, path: Path, shape: tuple[int, ...]) -> bool:
         """Whether the moment at `path` is coded, or kept as it is."""

@@ -92,23 +92,23 @@ def quantized(
         if not _holds_coded(state):
             raise ValueError(_not_ours(state, code))
         full = storage.decode(state, updates)
-        wide = storage.widened(updates), storage.widened(params)
-        found, new = inner.update(wide[0], full, wide[1], **extra_args)
-        return _as_usual(found, updates, params), storage.encode(new, state)
+        like = updates if params is None else params
+        wide = storage.widened(updates, like)
+        weights = None if params is None else storage.widened(params, like)
+        found, new = inner.update(wide, full, weights, **extra_args)
+        return _as_usual(found, like), storage.encode(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _as_usual(found: Any, updates: Any, params: Any) -> Any:
-    """In the dtypes that moments of the dtype of params would have led to."""
-    others = (updates,) if params is None else (updates, params)
+def _as_usual(found: Any, like: Any) -> Any:
+    """In the dtypes of the parameters, or of the updates where there are none."""
 
-    def cast(x: Any, *like: Any) -> Any:
-        if not all(jnp.issubdtype(y.dtype, jnp.inexact) for y in (x, *like)):
-            return x
-        return x.astype(jnp.result_type(*like))
+    def cast(x: Any, y: Any) -> Any:
+        both = all(jnp.issubdtype(z.dtype, jnp.inexact) for z in (x, y))
+        return x.astype(y.dtype) if both else x
 
-    return jax.tree.map(cast, found, *others)
+    return jax.tree.map(cast, found, like)
 
 
 def _holds_coded(state: Any) -> bool:

@@ -76,7 +76,6 @@ def _rows(names: dict[str, Make]) -> pytest.MarkDecorator:
 
 
 every = _rows(TRANSFORMATIONS)
-projecting = _rows({k: v for k, v in TRANSFORMATIONS.items() if "quantized" not in k})
 # Whose state is a `GaLoreState`, and no tuple of Optax' chain.
 outermost = _rows(
     {k: v for k, v in TRANSFORMATIONS.items() if "quantized" not in k and k != "chain"}

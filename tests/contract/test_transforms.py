@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from tests.contract.subjects import assert_close, projecting, started
+from tests.contract.subjects import assert_close, outermost, started
 from tests.contract.subjects import every as every_row
 from tests.helpers import normal_like
 
@@ -59,7 +59,7 @@ def loss(weights: Any) -> Any:
     return sum(jnp.sum(jnp.sin(x) ** 2) for x in jax.tree.leaves(weights))
 
 
-@projecting
+@outermost
 def test_gradient_through_a_refresh(make: Any) -> None:
     """Bases are constants: the gradient is that of an update with the basis given."""
     subject = started(make)
