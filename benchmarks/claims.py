@@ -157,7 +157,7 @@ CLAIMS = [
     ),
     Claim(
         MEMORY,
-        "Within {} % in total in every row but `galore_adafactor`",
+        "Within {} % in total in every row.",
         lambda load: [_worst_but_adafactor(load)],
     ),
     Claim(
