@@ -20,14 +20,6 @@ from jax.tree_util import GetAttrKey
 _VALUE = GetAttrKey("value")
 
 
-def path_string(path: tuple[Any, ...]) -> str:
-    """The path as `a/b/0/kernel`, without the `.value` that a box appends.
-
-    A path does not say whether what ends it is a box: `named_leaves` looks.
-    """
-    return _join(path[:-1] if path[-1:] == (_VALUE,) else path)
-
-
 def _join(path: tuple[Any, ...]) -> str:
     return "/".join(jax.tree_util.keystr((key,), simple=True) for key in path)
 
