@@ -18,7 +18,7 @@ import numpy as np
 
 import common
 import galore_optax
-from galore_optax._stored import Affine
+from galore_optax._storage.projectors import Affine
 
 import demo
 import metrics

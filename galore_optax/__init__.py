@@ -6,24 +6,24 @@ from importlib.metadata import version as _version
 
 from galore_optax import codes as codes
 from galore_optax import subspace as subspace
-from galore_optax._adafactor import galore_adafactor as galore_adafactor
-from galore_optax._adamw import galore_adamw as galore_adamw
-from galore_optax._adamw import galore_adamw8bit as galore_adamw8bit
-from galore_optax._chain import chain as chain
-from galore_optax._coordinates import project_gradients as project_gradients
-from galore_optax._describe import describe as describe
-from galore_optax._dimensions import match_paths as match_paths
-from galore_optax._energy import captured_energy as captured_energy
+from galore_optax._asking.describe import describe as describe
+from galore_optax._asking.energy import captured_energy as captured_energy
+from galore_optax._asking.schedule import refresh_schedule as refresh_schedule
 from galore_optax._galore import galore as galore
-from galore_optax._inject import STATIC_ARGS as STATIC_ARGS
-from galore_optax._inject import inject_hyperparams as inject_hyperparams
-from galore_optax._multi_steps import MultiSteps as MultiSteps
-from galore_optax._quantized import quantized as quantized
-from galore_optax._refresh import Refresh as Refresh
-from galore_optax._schedule import refresh_schedule as refresh_schedule
-from galore_optax._selection import Leaf as Leaf
+from galore_optax._optimizers.adafactor import galore_adafactor as galore_adafactor
+from galore_optax._optimizers.adamw import galore_adamw as galore_adamw
+from galore_optax._optimizers.adamw import galore_adamw8bit as galore_adamw8bit
+from galore_optax._projector.coordinates import project_gradients as project_gradients
+from galore_optax._projector.refresh import Refresh as Refresh
+from galore_optax._selection.dimensions import match_paths as match_paths
+from galore_optax._selection.rule import Leaf as Leaf
 from galore_optax._state import GaLoreState as GaLoreState
-from galore_optax._stored import QuantizedProjector as QuantizedProjector
+from galore_optax._storage.projectors import QuantizedProjector as QuantizedProjector
+from galore_optax._storage.quantized import quantized as quantized
+from galore_optax._wrapping.chain import chain as chain
+from galore_optax._wrapping.inject import STATIC_ARGS as STATIC_ARGS
+from galore_optax._wrapping.inject import inject_hyperparams as inject_hyperparams
+from galore_optax._wrapping.multi_steps import MultiSteps as MultiSteps
 
 try:
     __version__ = _version("galore_optax")

@@ -10,10 +10,10 @@ import numpy as np
 
 from galore_optax import subspace as subspaces
 from galore_optax._arguments import called_with_the_step
-from galore_optax._dimensions import WeightDimensionNumbers
-from galore_optax._matrices import Matrix
-from galore_optax._selection import Selection
-from galore_optax._stored import storage_of
+from galore_optax._selection.dimensions import WeightDimensionNumbers
+from galore_optax._selection.matrices import Matrix
+from galore_optax._selection.rule import Selection
+from galore_optax._storage.projectors import storage_of
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.subspace import Subspace
 

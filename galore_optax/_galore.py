@@ -10,7 +10,7 @@ import jax
 import optax
 
 from galore_optax._config import DEFAULT_SCALE, Config, make_config
-from galore_optax._dimensions import WeightDimensionNumbers
+from galore_optax._selection.dimensions import WeightDimensionNumbers
 from galore_optax._state import GaLoreState
 from galore_optax._transform import projected
 from galore_optax._types import PerLeaf, ProjType, Scalar

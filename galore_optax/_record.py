@@ -10,8 +10,8 @@ import jax
 import optax
 
 from galore_optax._config import Config
-from galore_optax._leaves import is_masked
-from galore_optax._matrices import Plan
+from galore_optax._selection.leaves import is_masked
+from galore_optax._selection.matrices import Plan
 from galore_optax._state import GaLoreState
 
 

@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from galore_optax._leaves import is_masked
-from galore_optax._matrices import Matrix, Plan
-from galore_optax._refresh import Refresh
-from galore_optax._stored import Projectors, QuantizedProjector, describe_stored
+from galore_optax._projector.refresh import Refresh
+from galore_optax._selection.leaves import is_masked
+from galore_optax._selection.matrices import Matrix, Plan
+from galore_optax._storage.projectors import (
+    Projectors,
+    QuantizedProjector,
+    describe_stored,
+)
 
 
 class GaLoreState(NamedTuple):

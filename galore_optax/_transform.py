@@ -19,15 +19,25 @@ import optax
 
 from galore_optax import _state
 from galore_optax._config import Config
-from galore_optax._eager import compiled
-from galore_optax._inner import ParamsUse, depends_on_values
-from galore_optax._leaves import Flat, Placeholder, flatten, without_placeholders
-from galore_optax._matrices import Plan, same_leaves
-from galore_optax._projection import initial_projector, project, zero_coordinates
+from galore_optax._inner.eager import compiled
+from galore_optax._inner.params_use import ParamsUse, depends_on_values
+from galore_optax._inner.run import Frame, read_inner, run_inner
+from galore_optax._projector.project import initial_projector, project, zero_coordinates
+from galore_optax._projector.refresh import (
+    Refresh,
+    When,
+    initial_refresh,
+    refresh_when_due,
+)
 from galore_optax._record import Recorded, record, record_updates
-from galore_optax._refresh import Refresh, When, initial_refresh, refresh_when_due
-from galore_optax._run import Frame, read_inner, run_inner
-from galore_optax._selection import rank_notice
+from galore_optax._selection.leaves import (
+    Flat,
+    Placeholder,
+    flatten,
+    without_placeholders,
+)
+from galore_optax._selection.matrices import Plan, same_leaves
+from galore_optax._selection.rule import rank_notice
 from galore_optax._state import GaLoreState
 
 InnerOf = Callable[[Plan], optax.GradientTransformation]

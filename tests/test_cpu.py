@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import galore_optax as go
-from galore_optax import _order
+from galore_optax._xla import order as _order
 from tests.helpers import normal_like
 
 pytestmark = pytest.mark.one_device

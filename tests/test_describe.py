@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import galore_optax as go
-from galore_optax._leaf_fold import fold
+from galore_optax._asking.fold import fold
 
 LR = 0.1
 PARAMS = {

@@ -12,8 +12,8 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 import galore_optax
-from galore_optax import _run
-from galore_optax._inner import depends_on_values, read_use
+from galore_optax._inner import run as _run
+from galore_optax._inner.params_use import depends_on_values, read_use
 from tests.helpers import Identity, normal_like
 from tests.optimizers import EXCEPTIONS, INNERS, LR, exported
 

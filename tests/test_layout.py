@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import galore_optax as go
-from galore_optax._layout import recognise
+from galore_optax._selection.layout import recognise
 from tests.layout_trees import TREES, Tree
 
 

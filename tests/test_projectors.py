@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import galore_optax as go
-from galore_optax._stored import Affine, QuantizedProjector
+from galore_optax._storage.projectors import Affine, QuantizedProjector
 from tests.helpers import Tilted, normal, normal_like, orthonormality
 
 BITS = {"int8": 8, "int4": 4}

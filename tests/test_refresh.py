@@ -16,7 +16,7 @@ from optax.contrib import MuonDimensionNumbers
 
 import galore_optax as go
 from galore_optax import subspace
-from galore_optax._schedule import RETRIES
+from galore_optax._asking.schedule import RETRIES
 from tests.helpers import normal, normal_like, orthonormality, with_spectrum
 
 METHODS = {

@@ -12,10 +12,10 @@ import pytest
 from optax.contrib import MuonDimensionNumbers as Dims
 
 import galore_optax as go
-from galore_optax._leaves import flatten, masked_paths, named_leaves
-from galore_optax._matrices import Plan
-from galore_optax._selection import Selection, rank_notice
-from galore_optax._stored import Floating
+from galore_optax._selection.leaves import flatten, masked_paths, named_leaves
+from galore_optax._selection.matrices import Plan
+from galore_optax._selection.rule import Selection, rank_notice
+from galore_optax._storage.projectors import Floating
 from galore_optax._whole import part_of
 
 BLOCK = {

@@ -8,9 +8,9 @@ import jax
 import optax
 from jax.extend import core
 
-from galore_optax._flow import called, follow
-from galore_optax._leaves import flatten
-from galore_optax._order import only_waits
+from galore_optax._selection.leaves import flatten
+from galore_optax._xla.flow import called, follow
+from galore_optax._xla.order import only_waits
 
 Leaves: TypeAlias = frozenset[int]  # of whose gradients or parameters a value is made
 _NONE: Leaves = frozenset()

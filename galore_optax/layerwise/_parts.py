@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from galore_optax._coordinates import project_gradients
-from galore_optax._order import row_major
+from galore_optax._projector.coordinates import project_gradients
 from galore_optax._whole import part_of
+from galore_optax._xla.order import row_major
 
 
 class Params(NamedTuple):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from galore_optax._refresh import When
+from galore_optax._projector.refresh import When
 from galore_optax.layerwise._check import refuse_mixing
 from galore_optax.layerwise._clip import Clip
 from galore_optax.layerwise._parts import Optimizer, Params, Part, by_part, layers_of

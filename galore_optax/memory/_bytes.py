@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from galore_optax._held import array_bytes
-from galore_optax._held import tree_bytes as tree_bytes
+from galore_optax._asking.held import array_bytes
+from galore_optax._asking.held import tree_bytes as tree_bytes
 
 _FIRST = frozenset({"mu", "m", "trace", "ema", "momentum"})
 _SECOND = frozenset({"nu", "nu_max", "n", "v", "v_row", "v_col", "row", "col"}) | {

@@ -24,10 +24,10 @@ from typing import Any
 import optax
 
 from galore_optax import codes, subspace
-from galore_optax._adafactor import galore_adafactor
-from galore_optax._adamw import galore_adamw, galore_adamw8bit
 from galore_optax._galore import galore
-from galore_optax._quantized import quantized
+from galore_optax._optimizers.adafactor import galore_adafactor
+from galore_optax._optimizers.adamw import galore_adamw, galore_adamw8bit
+from galore_optax._storage.quantized import quantized
 from galore_optax.memory._precision import in_dtype
 
 Maker = Callable[..., optax.GradientTransformation]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user may ask: reports, energy, and the schedule of refreshes."""

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the inner transformation in the coordinates of the current projectors."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from galore_optax._inner.decay import away_from_zero
+from galore_optax._inner.params_use import (
+    Arguments,
+    Decay,
+    ParamsUse,
+    Reading,
+    read_use,
+)
+from galore_optax._projector.project import lift, project, zero_coordinates
+from galore_optax._selection.leaves import Flat, flatten
+from galore_optax._selection.matrices import Matrix, Plan
+from galore_optax._storage.moments import only_read
+from galore_optax._storage.projectors import Projectors
+from galore_optax._xla import order as _order
+from galore_optax._xla.order import in_turn
+from galore_optax._xla.sharding import explicit_sharding
+
+# By position.
+Decays: TypeAlias = Mapping[int, Decay]
+
+_NO_DECAY = Decay(None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The coordinate system of one step."""
+
+    plan: Plan
+    projectors: tuple[Projectors, ...]
+    dtypes: tuple[jnp.dtype, ...]  # what the inner computes in, by leaf
+
+    def weights(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+        """`Z = PᵀW / scale`, the coordinates that the inner's updates add to."""
+        result = list(values)
+        for matrix, projectors in self.pairs():
+            position = matrix.position
+            whole = project(matrix, projectors, values[position])
+            scale = jnp.asarray(matrix.scale, whole.dtype)
+            result[position] = whole / scale
+        return self.cast(result)
+
+    def lift(
+        self, updates: Sequence[jax.Array], params: Sequence[jax.Array], decay: Decays
+    ) -> list[jax.Array]:
+        """`scale · P U + decay` for each projected leaf, the rest as it is.
+
+        Args:
+          updates: of the inner, one a leaf.
+          params: of the leaves, or what has their shapes and dtypes.
+          decay: of projected leaves, by position.
+        """
+        result = list(updates)
+        lifted: list[jax.Array] = []
+        # Asking leaf by leaf costs a square of their number where all are small.
+        sizes = (params[matrix.position] for matrix in self.plan.projected)
+        many = sum(x.size * x.dtype.itemsize for x in sizes) >= _order.IN_FLIGHT_BYTES
+        for matrix, projectors in self.pairs():
+            position = matrix.position
+            low = in_turn(updates[position], lifted) if many else updates[position]
+            low = _scaled(matrix, low)
+            weight, part = params[position], decay.get(position, _NO_DECAY)
+            lifted.append(_lift_one(matrix, projectors, low, weight, part))
+            result[position] = lifted[-1]
+        return result
+
+    def cast(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+        return [x.astype(dtype) for x, dtype in zip(values, self.dtypes, strict=True)]
+
+    def pairs(self) -> list[tuple[Matrix, Projectors]]:
+        return list(zip(self.plan.projected, self.projectors, strict=True))
+
+
+def _scaled(matrix: Matrix, low: jax.Array) -> jax.Array:
+    if isinstance(matrix.scale, jax.Array):
+        return matrix.scale.astype(low.dtype) * low
+    return low * low.dtype.type(matrix.scale)
+
+
+def _lift_one(
+    matrix: Matrix,
+    projectors: Projectors,
+    low: jax.Array,
+    weight: jax.Array,
+    decay: Decay,
+) -> jax.Array:
+    """`P U + decay`; of a 16-bit leaf without an array of its size in more bits.
+
+    There the decay is added to the rounded product, and one that is `b W` in bf16 is
+    written `b (P (U / b) + W)`: with `W` as it lies in memory all is one product. Each
+    form is off by a few roundings of the sum, as is the update that it becomes.
+    """
+    sharding, dtype = explicit_sharding(weight), weight.dtype
+    factor, array = decay
+    if dtype == jnp.bfloat16 and factor is not None:
+        factor = away_from_zero(factor, dtype)
+        low = (low / factor.astype(low.dtype)).astype(dtype)
+        return factor * (lift(matrix, projectors, low, sharding).astype(dtype) + weight)
+    low = low.astype(dtype) if dtype.itemsize <= 2 else low
+    full = lift(matrix, projectors, low, sharding)
+    full = full.astype(dtype) if dtype.itemsize <= 2 else full
+    if factor is not None:
+        array = factor * weight.astype(factor.dtype)
+    return full if array is None else full + array.astype(full.dtype)
+
+
+def run_inner(
+    inner: optax.GradientTransformation,
+    frame: Frame,
+    coordinates: Sequence[jax.Array],
+    params: Flat | None,
+    state: Any,
+    extra_args: dict[str, Any],
+) -> tuple[list[jax.Array], Any]:
+    """One step of `inner`, lifted.
+
+    Args:
+      inner: the inner transformation.
+      frame: projectors and dtypes.
+      coordinates: of the gradients, one a leaf, full size where nothing is projected.
+      params: full size, or `None` where the caller has none.
+      state: of `inner`.
+      extra_args: forwarded to `inner`.
+
+    Returns:
+      full-size updates, one a leaf, and the new state of `inner`.
+
+    Raises:
+      ValueError: `state` is that of another transformation.
+    """
+    flat, full = frame.plan.flat, frame.plan.is_full
+    low = flat.rebuild(frame.cast(coordinates), full)
+    like = (params or flat).values
+    update = functools.partial(
+        optax.with_extra_args_support(inner).update, **extra_args
+    )
+    if params is None:
+        _check_state(jax.eval_shape(inner.init, low), state)
+        updates, state = update(low, state, None)
+        return frame.lift(_leaves(flat, updates), like, {}), state
+    whole = _FullSize(inner.init, update, frame, params, state)
+    reading = whole.reading()
+    inner_params = whole.coordinates(reading.use)
+    updates, new_state = update(low, state, inner_params)
+    decay = whole.decay(reading)
+    return frame.lift(_leaves(flat, updates), like, decay), new_state
+
+
+def read_inner(
+    inner: optax.GradientTransformation, frame: Frame, params: Flat, state: Any
+) -> ParamsUse | None:
+    """What `inner` does with params; `None` where it cannot run on their like."""
+    update = optax.with_extra_args_support(inner).update
+    try:
+        return _FullSize(inner.init, update, frame, params, state).reading().use
+    except (TypeError, ValueError):  # it needs extra arguments
+        return None
+
+
+def _leaves(flat: Flat, tree: Any) -> list[jax.Array]:
+    return [jax.tree.leaves(node)[0] for node in flat.subtrees(tree)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _FullSize:
+    """The inner as it would be at full size, of which only types are looked at."""
+
+    init: Callable[[Any], Any]
+    update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    frame: Frame
+    params: Flat
+    state: Any  # the live one, of coordinates
+
+    def reading(self) -> Reading:
+        """What the inner does with params."""
+        treedef: Any = jax.tree.structure(self.state)
+
+        def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            updates, new = self.update(
+                self._tree(gradients), treedef.unflatten(state), self._tree(params)
+            )
+            return _leaves(self.params, updates), jax.tree.leaves(new)
+
+        with only_read():
+            return read_use(update, self._arguments)
+
+    def coordinates(self, use: ParamsUse) -> Any:
+        """What the inner is to see as params."""
+        if use is ParamsUse.COORDINATES:
+            return self._tree(self.frame.weights(self.params.values))
+        values = list(self.params.values)
+        for matrix in self.frame.plan.projected:
+            position = matrix.position
+            dtype = self.frame.dtypes[position]
+            values[position] = zero_coordinates(matrix, values[position], dtype)
+        return self._tree(self.frame.cast(values))
+
+    def decay(self, reading: Reading) -> Decays:
+        """The part of the update that is linear in the weights, by position."""
+        if reading.decay is None:
+            return {}
+        arguments = self._arguments
+        decays = reading.decay(arguments)
+        return dict(zip(arguments.weights, decays, strict=True))
+
+    @functools.cached_property
+    def _arguments(self) -> Arguments:
+        values = self.frame.cast(self.params.values)
+        shapes = jax.eval_shape(self.init, self._tree(values))
+        _check_state(shapes, self.state)
+        # Counters and hyper-parameters are live; of moments only types are needed.
+        pairs = zip(*map(jax.tree.leaves, (self.state, shapes)), strict=True)
+        return Arguments(
+            gradients=values,
+            state=[x if x.shape == full.shape else full for x, full in pairs],
+            params=values,
+            is_moment=functools.partial(self._is_moment, values, shapes),
+            weights=[matrix.position for matrix in self.frame.plan.projected],
+        )
+
+    def _is_moment(self, values: Sequence[Any], shapes: Any) -> list[bool]:
+        """Which leaves of the state change shape with the weights."""
+        larger = list(values)
+        for matrix in self.frame.plan.projected:
+            leaf = values[matrix.position]
+            # Whatever divides a size divides its double too.
+            sizes = tuple(2 * size for size in leaf.shape)
+            larger[matrix.position] = jax.ShapeDtypeStruct(sizes, leaf.dtype)
+        found = jax.eval_shape(self.init, self._tree(larger))
+        pairs = zip(*map(jax.tree.leaves, (shapes, found)), strict=True)
+        return [full.shape != twice.shape for full, twice in pairs]
+
+    def _tree(self, values: Sequence[Any]) -> Any:
+        return self.params.rebuild(values, self.frame.plan.is_full)
+
+
+def _check_state(expected: Any, found: Any) -> None:
+    """Raises unless `found` is built like a state that the inner makes itself."""
+    if flatten(expected).treedef == flatten(found).treedef:
+        return
+    raise ValueError(
+        "the state given to update is not of this inner optimizer: it needs"
+        f" {_outline(expected)}, and was given {_outline(found)}. Restore the state"
+        " with the optimizer it was saved with, or begin anew with tx.init(params)."
+        " Where both names are the same, labels or masks of the inner go by the number"
+        " of axes or by sizes, which coordinates do not share: choose them by path."
+    )
+
+
+def _outline(state: Any) -> str:
+    """The types that a state is nested of, as `(ScaleByAdamState, EmptyState)`."""
+    if isinstance(state, tuple) and type(state) is tuple:
+        return f"({', '.join(map(_outline, state))})"
+    return type(state).__name__

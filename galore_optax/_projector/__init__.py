@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A projector and its life: projecting, lifting, and the refresh."""

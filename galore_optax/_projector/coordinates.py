@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients projected ahead of the update, so that they can be added up small."""
+
+from typing import Any
+
+import jax
+import optax
+
+from galore_optax._inner.params_use import is_affine
+from galore_optax._projector.refresh import When
+from galore_optax._record import (
+    Recorded,
+    galore_states,
+    heard,
+    is_state,
+    updates_that_reach,
+)
+from galore_optax._selection.leaves import flatten
+from galore_optax._state import GaLoreState
+from galore_optax._transform import project_all, renew
+
+
+def project_gradients(
+    tx: optax.GradientTransformation,
+    gradients: Any,
+    state: Any,
+    params: Any,
+    *,
+    refresh: When = None,
+) -> tuple[Any, Any]:
+    r"""Projects gradients with the bases in `state`, renewing first what is due.
+
+    .. math:: R = P^T G
+
+    For gradient accumulation in (rank, n) instead of (m, n): the first micro-batch of
+    a step decides the bases, the others only project, and the mean is what `update`
+    takes, marked as `projected`. Averages commute with the projection, so that on a
+    step without refresh the result is that of accumulating at full size.
+
+    Args:
+      tx: the transformation; `galore` anywhere inside it, or nowhere, in which case
+        gradients are returned as they are.
+      gradients: a tree like params.
+      state: of `tx`.
+      params: the parameters.
+      refresh: as in `update` of `galore`; `False` from the second micro-batch on.
+
+    Returns:
+      a tree like `gradients`, each projected leaf in coordinates, in the dtype of the
+      products (f32 for 16-bit leaves); and the state with the bases used.
+
+    Raises:
+      ValueError: `state` or `gradients` belong to another tree; what comes before
+        `galore` in `tx` is not linear, such as clipping, and would see coordinates.
+
+    Example:
+      >>> import galore_optax, jax, jax.numpy as jnp, optax
+      >>> tx = galore_optax.galore(optax.adam(1e-3), rank=4)
+      >>> params = {"w": jnp.ones((16, 32))}
+      >>> state, total = tx.init(params), None
+      >>> for number, gradients in enumerate([params, params]):  # micro-batches
+      ...     low, state = galore_optax.project_gradients(
+      ...         tx, gradients, state, params, refresh=None if number == 0 else False)
+      ...     total = low if total is None else jax.tree.map(jnp.add, total, low)
+      >>> total["w"].shape
+      (4, 32)
+      >>> mean = jax.tree.map(lambda x: x / 2, total)
+      >>> updates, state = tx.update(mean, state, params, projected=True)
+
+    Source: Zhao et al., arXiv 2403.03507, section 4.3, asks for one update a batch.
+    """
+    records, _ = heard(tx, params)
+    given = state
+    for record, old in zip(records, galore_states(records, state), strict=True):
+        gradients, new = _project(record, gradients, old, refresh)
+        state = _replaced(state, old, new)
+    if records:
+        _refuse_what_precedes(tx, gradients, given, params)
+    return gradients, state
+
+
+def _refuse_what_precedes(
+    tx: optax.GradientTransformation, low: Any, state: Any, params: Any
+) -> None:
+    """Raises where something before `galore` would see coordinates, and mind it."""
+    leaves: list[Any]
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(low)
+
+    def reaching(leaves: list[Any]) -> list[Any]:
+        updates = treedef.unflatten(leaves)
+        return jax.tree.leaves(updates_that_reach(tx, updates, state, params))
+
+    try:
+        linear = is_affine(reaching, leaves)
+    except (TypeError, ValueError):
+        return  # no update will be made of these; what is wrong shows up there
+    if not linear:
+        raise ValueError(
+            "what precedes galore in this transformation is not a linear function of"
+            " the gradients (clipping, for instance). It would see their coordinates,"
+            " whose norms and sizes are others. Apply it to the gradients before"
+            " project_gradients, or put it inside galore, where it is meant to see"
+            " coordinates: galore(optax.chain(optax.clip_by_global_norm(1.0), inner))."
+        )
+
+
+def _project(
+    record: Recorded, gradients: Any, state: GaLoreState, refresh: When
+) -> tuple[Any, GaLoreState]:
+    """`gradients` with the leaves of one `galore` in coordinates, and its state."""
+    flat = flatten(gradients)
+    by_path = dict(zip(flat.paths, flat.nodes, strict=True))
+    nodes = tuple(by_path[path] for path in record.plan.flat.paths)
+    plan = record.plan.with_values(nodes)
+    state = renew(plan, record.config, state, refresh)
+    low = project_all(plan, state)
+    found = {matrix.path: low[matrix.position] for matrix in plan.projected}
+    values = [found.get(path, value) for path, value in flat.items()]
+    return flat.rebuild(values, [path not in found for path in flat.paths]), state
+
+
+def _replaced(tree: Any, old: GaLoreState, new: GaLoreState) -> Any:
+    return jax.tree.map(lambda x: new if x is old else x, tree, is_leaf=is_state)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a subspace is refreshed.
+
+All matrices of a tree share one loop of one turn or none, so that a step on which
+nothing is due costs one host round trip at most.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from galore_optax._projector.groups import leaves_of
+from galore_optax._projector.renew import Run, Turn, renew_leaves
+from galore_optax._selection.matrices import Matrix, Plan
+from galore_optax._storage.projectors import Projectors
+from galore_optax.subspace import Subspace
+
+# Householder QR and LAPACK stay near 1e-6, the slowest accelerator's eigensolvers near
+# 1e-5; a basis that lost a direction is wrong by 1. bf16 storage adds 4e-3 later.
+ORTHONORMALITY_TOLERANCE = 1e-3
+
+_BRANCHES = 16  # of one switch
+
+When: TypeAlias = bool | jax.Array | None
+_Renewed: TypeAlias = tuple[list[Projectors], "Refresh"]
+
+
+class Refresh(NamedTuple):
+    """What each matrix needs to know about its own refreshing.
+
+    One entry a matrix, leaf by leaf in the order of the tree, and in row-major order
+    over the batch axes of a leaf.
+    """
+
+    # shape=(matrices,), int32: count at its last refresh, -1 before any
+    last: Any
+    # shape=(matrices,), int32: new bases that failed the check
+    refused: Any  # both MaskedNode in a part of a tree without a matrix
+
+
+def initial_refresh(matrices: Sequence[Matrix]) -> Refresh:
+    total = sum(matrix.count for matrix in matrices)
+    if not total:  # a part of a tree; checkpointers refuse arrays without entries
+        return Refresh(optax.MaskedNode(), optax.MaskedNode())
+    return Refresh(jnp.full(total, -1, jnp.int32), jnp.zeros(total, jnp.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Calendar:
+    """When each matrix of a tree is to be refreshed; works on the host and traced."""
+
+    gaps: Any  # (matrices,) or scalar
+    shifts: Any  # likewise: where in its gap a matrix is refreshed
+
+    def latest(self, count: Any) -> Any:
+        """The last step up to `count` at which each matrix was to be refreshed.
+
+        Negative before a shifted matrix' second refresh; the first, at step 0, is
+        everyone's.
+        """
+        return (count - self.shifts) // self.gaps * self.gaps + self.shifts
+
+    def owed(self, refresh: Refresh, count: Any) -> Any:
+        """Whether a refresh is outstanding: never done, or older than the schedule."""
+        return (refresh.last < 0) | (refresh.last < self.latest(count))
+
+
+def calendar(plan: Plan, stagger: bool) -> Calendar:
+    """Multiples of each gap; with `stagger`, shifted by an even share of it."""
+    matrices, (numbers, total) = plan.projected, plan.numbering
+    counts = [matrix.count for matrix in matrices]
+    gaps: Any
+    if any(isinstance(matrix.gap, jax.Array) for matrix in matrices):
+        gaps = jnp.stack([jnp.asarray(m.gap, jnp.int32) for m in matrices])
+        gaps = jnp.repeat(gaps, np.array(counts), total_repeat_length=sum(counts))
+    else:
+        gaps = np.repeat([matrix.gap for matrix in matrices], counts).astype(np.int32)
+    return Calendar(gaps, _share(gaps, numbers, total) if stagger else 0 * gaps)
+
+
+def _share(gap: Any, number: Any, total: int) -> Any:
+    """`gap * number // total`, in which no product leaves the range of int32."""
+    return gap // total * number + gap % total * number // total
+
+
+@jax.custom_batching.custom_vmap
+def _any_lane(flags: jax.Array) -> jax.Array:
+    """`flags`, joined by `or` over every axis that `jax.vmap` adds.
+
+    A batched predicate would turn the conditional into a select that runs both branches
+    on every step, and a batched loop counter every slice into a gather.
+    """
+    return flags
+
+
+@_any_lane.def_vmap
+def _any_of_lanes(
+    axis_size: int, in_batched: list[bool], flags: jax.Array
+) -> tuple[jax.Array, bool]:
+    del axis_size, in_batched
+    return _any_lane(jnp.any(flags, axis=0)), False
+
+
+def refresh_when_due(
+    plan: Plan,
+    gradients: Sequence[jax.Array],
+    projectors: list[Projectors],
+    refresh: Refresh,
+    *,
+    method: Subspace,
+    stagger: bool,
+    count: jax.Array,
+    key: jax.Array,
+    when: When,
+) -> tuple[list[Projectors], Refresh]:
+    """New projectors for every matrix that is due, the old ones for the rest.
+
+    Args:
+      plan: what is projected.
+      gradients: of the projected leaves, full size.
+      projectors: theirs.
+      refresh: of all their matrices.
+      method: finds the bases.
+      stagger: spread refreshes over the gap.
+      count: step, int32 scalar.
+      key: raw PRNG key of the whole run.
+      when: `None`, what is due; `False`, nothing; `True`, everything; a traced bool,
+        what is due if it holds.
+
+    Returns:
+      projectors and refresh.
+    """
+    if when is False or not plan.projected:
+        return projectors, refresh
+    # Bases are constants of a step: what differentiates through it differentiates the
+    # products with them. Loops whose length depends on values have no reverse mode.
+    gradients, projectors = lax.stop_gradient((gradients, projectors))
+    owed = calendar(plan, stagger).owed(refresh, count)
+    owed = jnp.ones_like(owed) if when is True else owed
+    owed = owed if when is None or when is True else owed & when
+    inputs = _Inputs(gradients, _any_lane(owed), owed, key, count)
+    renew = functools.partial(_renew, plan, method, not stagger)
+    if when is True:
+        return renew(inputs, (projectors, refresh))
+
+    def turn(_: Any, old: _Renewed) -> _Renewed:
+        # What depends on inputs alone would be computed before the loop, due or not.
+        return renew(*lax.optimization_barrier((inputs, old)))
+
+    # Its carry is updated in place: a conditional would copy all projectors.
+    turns = jnp.any(inputs.lanes).astype(jnp.int32)
+    return lax.fori_loop(0, turns, turn, (projectors, refresh))
+
+
+class _Inputs(NamedTuple):
+    """All that a refresh is made from, but for what it renews."""
+
+    gradients: Sequence[jax.Array]
+    lanes: jax.Array  # matrices that are due in any lane of a vmap
+    owed: jax.Array  # and in this one
+    key: jax.Array
+    count: jax.Array  # type: ignore[assignment]
+
+
+def _renew(
+    plan: Plan, method: Subspace, together: bool, inputs: _Inputs, old: _Renewed
+) -> _Renewed:
+    projectors, refresh = old
+    gradients, lanes, owed, key, count = inputs
+    turn = Turn(lanes, owed, refresh.last < 0, plan.numbering.numbers)
+    run = Run(method, key, count, plan.numbering.total)
+    leaves = leaves_of(plan.projected, gradients, projectors)
+    found, accepted = renew_leaves(leaves, turn, run, together=together)
+    return found, Refresh(
+        last=jnp.where(accepted, count, refresh.last),
+        refused=refresh.refused + (owed & ~accepted).astype(jnp.int32),
+    )

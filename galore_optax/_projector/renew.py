@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New bases for the matrices that are due, each checked before it is taken.
+
+The matrices of one size, from whichever leaves, are of one kind and share a loop over
+those that are due: no work is done for the others, the workspace of a few is held, and
+a model compiles a handful of loops however deep it is. A turn of the loop takes several
+matrices at once where launching a kernel costs more than what a small one does, and one
+on CPU.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from galore_optax._projector.groups import Group, Leaf, at, each, groups_of, split
+from galore_optax._projector.project import accumulation_dtype
+from galore_optax._storage.projectors import Projectors, Storage
+from galore_optax._xla.order import row_major
+from galore_optax.subspace import Subspace
+from galore_optax.subspace._base import matmul
+
+# Householder QR and LAPACK stay near 1e-6, the slowest accelerator's eigensolvers near
+# 1e-5; a basis that lost a direction is wrong by 1. bf16 storage adds 4e-3 later.
+ORTHONORMALITY_TOLERANCE = 1e-3
+
+Found: TypeAlias = tuple[list[Projectors], jax.Array]
+
+
+class Run(NamedTuple):
+    """What all matrices share."""
+
+    method: Subspace
+    key: jax.Array
+    step: jax.Array
+    total: int  # matrices in the whole tree
+
+    def key_of(self, number: jax.Array) -> jax.Array:
+        # One fold for both: each is a kernel of its own to compile.
+        turn = self.step.astype(jnp.uint32) * self.total
+        return jax.random.fold_in(self.key, turn + number.astype(jnp.uint32))
+
+
+class Turn(NamedTuple):
+    """What a refresh knows of some matrices, one entry each."""
+
+    lanes: Any  # due in any lane of a vmap
+    owed: Any  # due in this one
+    cold: Any  # never refreshed
+    numbers: Any  # among those of the whole tree
+
+    def at(self, entries: np.ndarray) -> "Turn":
+        """Of some matrices only, which are known when tracing."""
+        if np.array_equal(entries, np.arange(len(self.owed))):
+            return self
+        return Turn(*(x[entries] for x in self))
+
+
+def renew_leaves(
+    leaves: Sequence[Leaf], turn: Turn, run: Run, *, together: bool
+) -> Found:
+    """New projectors by leaf, and which matrices took one.
+
+    Args:
+      leaves: all of them.
+      turn: of their matrices.
+      run: of all.
+      together: whether matrices become due together, so that they may share a turn.
+
+    Returns:
+      projectors, and a bool a matrix.
+    """
+    one_by_one = functools.partial(_renew_all, leaves, turn, run, False)
+    several = functools.partial(_renew_all, leaves, turn, run, True)
+    if together and any(group.at_once > 1 for group in groups_of(leaves, True)):
+        return lax.platform_dependent(cpu=one_by_one, default=several)
+    return one_by_one()
+
+
+def _renew_all(leaves: Sequence[Leaf], turn: Turn, run: Run, several: bool) -> Found:
+    groups = groups_of(leaves, several)
+    entries = [group.entries for group in groups]
+    results = [
+        _renew_group(group, turn.at(mine), run, group.at_once if several else 1)
+        for group, mine in zip(groups, entries, strict=True)
+    ]
+    found: list[Any] = [None] * len(leaves)
+    for group, (projectors, _) in zip(groups, results, strict=True):
+        for position, pair in zip(group.positions, projectors, strict=True):
+            found[position] = pair
+    accepted = jnp.concatenate([taken for _, taken in results])
+    order = np.argsort(np.concatenate(entries))
+    return found, accepted if len(groups) == 1 else accepted[order]
+
+
+class _Loop(NamedTuple):
+    chunk: jax.Array  # done last
+    stacks: Projectors  # of all leaves of the kind, still coded where they are
+    accepted: jax.Array  # (matrices of the kind,)
+
+
+class _Chunks(NamedTuple):
+    """The matrices of a kind, so many a turn; the last chunk overlaps the one before.
+
+    Entries count the matrices of the kind, leaf by leaf.
+    """
+
+    size: int
+    firsts: np.ndarray  # (chunks,) the first entry of each
+    members: np.ndarray  # (chunks, size) entries
+    fresh: np.ndarray  # (chunks, size) whether an entry is in no earlier chunk
+
+    def due(self, lanes: jax.Array) -> jax.Array:
+        """Whether each chunk has a matrix that is due."""
+        if self.size == 1:
+            return lanes
+        return jnp.any(lanes[self.members] & self.fresh, axis=1)
+
+
+def _chunks(count: int, size: int) -> _Chunks:
+    starts = np.arange(0, count, size, dtype=np.int32)
+    firsts = np.minimum(starts, count - size)
+    members = firsts[:, None] + np.arange(size, dtype=np.int32)
+    return _Chunks(size, firsts, members, members >= starts[:, None])
+
+
+def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
+    """Loops over the matrices of a group that are due in any lane, `size` a turn."""
+    chunks = _chunks(sum(group.counts), size)
+    due = chunks.due(turn.lanes)
+    propose = functools.partial(_propose, run.method, group.leaves[0].matrix.storage)
+
+    def body(_: jax.Array, state: _Loop) -> _Loop:
+        chunk = _next(due, state.chunk)
+        first = chunk if size == 1 else at(jnp.asarray(chunks.firsts), chunk)
+
+        def now(stack: jax.Array) -> jax.Array:
+            return lax.dynamic_slice_in_dim(stack, first, size)
+
+        def put(stack: jax.Array, part: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice_in_dim(stack, row_major(part), first, 0)
+
+        mine, old = Turn(*map(now, turn)), jax.tree.map(now, state.stacks)
+        views = group.views(first + jnp.arange(size, dtype=jnp.int32))
+        keys = each(run.key_of, size)(mine.numbers)
+        new, sound = each(propose, size)(views, old, keys, mine.cold)
+        accept = sound & mine.owed
+        if size > 1:
+            accept &= at(jnp.asarray(chunks.fresh), chunk)
+        kept = jax.tree.map(functools.partial(_choose, accept), new, old)
+        taken = put(state.accepted, accept | now(state.accepted))
+        return _Loop(chunk, jax.tree.map(put, state.stacks, kept), taken)
+
+    stacks = [leaf.stacks for leaf in group.leaves]
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
+    # No constants: inside `shard_map` a carry varies over devices from the start.
+    none = turn.owed & False
+    start = _Loop(jnp.min(none.astype(jnp.int32)) - 1, joined, none)
+    end = lax.fori_loop(0, jnp.sum(due), body, start)
+    return split(group.leaves, end.stacks, run.step), end.accepted
+
+
+def _next(due: jax.Array, last: jax.Array) -> jax.Array:
+    """The first chunk after `last` that is due."""
+    chunks = jnp.arange(len(due), dtype=jnp.int32)
+    return jnp.min(jnp.where(due & (chunks > last), chunks, len(due)))
+
+
+def _choose(accept: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(jnp.expand_dims(accept, range(1, new.ndim)), new, old)
+
+
+# Compiled by itself so that one by one and several at once share its trace.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _propose(
+    method: Subspace,
+    storage: Storage,
+    gradients: Sequence[jax.Array],
+    previous: Projectors,
+    key: jax.Array,
+    cold: jax.Array,
+) -> tuple[Projectors, jax.Array]:
+    """A new basis for each side, stored, and whether all of them may be used."""
+    dtype = accumulation_dtype(gradients[0])
+    size = jnp.max(jnp.abs(gradients[0])).astype(dtype)
+    usable = jnp.isfinite(size) & (size > 0)
+    bases, sound = [], usable
+    for number, (gradient, stored) in enumerate(zip(gradients, previous, strict=True)):
+        # Dividing first makes the basis independent of the gradient's scale, squares of
+        # 1e±30 included, and keeps NaN away from LAPACK.
+        unit = jnp.where(usable, gradient.astype(dtype) / size, 0)
+        side_key = key if number == 0 else jax.random.fold_in(key, number)
+        shape = (len(gradient), jax.tree.leaves(stored)[0].shape[1])
+        old = storage.decode(stored, shape, dtype)
+        basis = method.basis(unit, old.astype(dtype), side_key, cold)
+        _check_shape(method, basis, gradient, shape)
+        # The check is of what the method found: few bits are not as orthonormal.
+        sound = sound & _sound(method, basis)
+        bases.append(storage.encode(basis, stored))
+    return tuple(bases), sound
+
+
+def _check_shape(
+    method: Subspace, basis: jax.Array, gradient: jax.Array, shape: tuple[int, int]
+) -> None:
+    if basis.shape != shape:
+        raise ValueError(
+            f"{method!r} returned a basis of shape {basis.shape} for a gradient of"
+            f" shape {gradient.shape}; it must be (m, rank) = {shape}."
+        )
+
+
+def _sound(method: Subspace, basis: jax.Array) -> jax.Array:
+    if not method.orthonormal:
+        return jnp.all(jnp.isfinite(basis))
+    error = matmul(basis.T, basis) - jnp.eye(basis.shape[1], dtype=basis.dtype)
+    return jnp.max(jnp.abs(error)) <= ORTHONORMALITY_TOLERANCE  # false for NaN
