@@ -10,6 +10,7 @@ import jax
 import optax
 
 from galore_optax._config import Config
+from galore_optax._inner.params_use import ParamsUse
 from galore_optax._selection.leaves import is_masked
 from galore_optax._selection.matrices import Plan
 from galore_optax._state import GaLoreState
@@ -20,7 +21,7 @@ class Recorded(NamedTuple):
 
     plan: Plan  # with shapes in place of values
     config: Config
-    inner: optax.GradientTransformation
+    use: ParamsUse | None  # of the inner; `None` where it needs extra arguments
 
 
 _RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar(
@@ -33,11 +34,11 @@ _UPDATES: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar(
 )
 
 
-def record(plan: Plan, config: Config, inner: optax.GradientTransformation) -> bool:
+def record(plan: Plan, config: Config, use: ParamsUse | None) -> bool:
     """Called by `init`; whether somebody asks, inside `plans_of`."""
     records = _RECORDS.get()
     if records is not None:
-        records.append(Recorded(plan.abstract(), config, inner))
+        records.append(Recorded(plan.abstract(), config, use))
     return records is not None
 
 

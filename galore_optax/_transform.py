@@ -20,7 +20,8 @@ import optax
 from galore_optax import _state
 from galore_optax._config import Config
 from galore_optax._inner.eager import compiled
-from galore_optax._inner.params_use import ParamsUse, depends_on_values
+from galore_optax._inner.params_use import depends_on_values
+from galore_optax._inner.readings import Readings
 from galore_optax._inner.run import Frame, read_inner, run_inner
 from galore_optax._projector.project import initial_projector, project, zero_coordinates
 from galore_optax._projector.refresh import (
@@ -29,7 +30,7 @@ from galore_optax._projector.refresh import (
     initial_refresh,
     refresh_when_due,
 )
-from galore_optax._record import Recorded, record, record_updates
+from galore_optax._record import record, record_updates
 from galore_optax._selection.leaves import (
     Flat,
     Placeholder,
@@ -47,23 +48,29 @@ def projected(
     inner_of: InnerOf, config: Config
 ) -> optax.GradientTransformationExtraArgs:
     """`inner_of(plan)` run on projected gradients."""
+    readings = Readings()
     return compiled(
         optax.GradientTransformationExtraArgs(
-            functools.partial(_init, inner_of, config),
-            functools.partial(_update, inner_of, config),
+            functools.partial(_init, inner_of, config, readings),
+            functools.partial(_update, inner_of, config, readings),
         )
     )
 
 
-def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
+def _init(
+    inner_of: InnerOf, config: Config, readings: Readings, params: Any
+) -> GaLoreState:
     if isinstance(params, Placeholder):
         return _unlabelled(inner_of, config)
     plan = config.selection.plan(params)
     inner = inner_of(plan)
     inner_params = _initial_coordinates(plan, config)
     _refuse_values(inner, inner_params)
+    inner_state = inner.init(inner_params)
+    frame = Frame(plan, (), tuple(_dtypes(plan, config)))
+    use = read_inner(inner, frame, plan.flat, inner_state, readings)
     notice = rank_notice(plan)
-    if not record(plan, config, inner) and notice:
+    if not record(plan, config, use) and notice:
         warnings.warn(notice, UserWarning, stacklevel=3)
     projectors = [
         tuple(initial_projector(matrix, side, leaf) for side in matrix.sides)
@@ -74,7 +81,7 @@ def _init(inner_of: InnerOf, config: Config, params: Any) -> GaLoreState:
         key=jax.random.PRNGKey(config.seed),
         projector=_state.arrange(plan, list(map(_state.as_node, projectors))),
         refresh=initial_refresh(plan.projected),
-        inner_state=inner.init(inner_params),
+        inner_state=inner_state,
     )
 
 
@@ -114,20 +121,6 @@ def _dtypes(plan: Plan, config: Config, like: Flat | None = None) -> list[jnp.dt
     ]
 
 
-def params_use(record: Recorded) -> ParamsUse | None:
-    """What the inner does with params; `None` where it needs extra arguments."""
-    found: list[ParamsUse | None] = []
-
-    def read(nodes: tuple[Any, ...]) -> None:
-        plan = record.plan.with_values(nodes)
-        frame = Frame(plan, (), tuple(_dtypes(plan, record.config)))
-        state = record.inner.init(_initial_coordinates(plan, record.config))
-        found.append(read_inner(record.inner, frame, plan.flat, state))
-
-    jax.eval_shape(read, record.plan.flat.nodes)
-    return found[0]
-
-
 def _cast(value: Any, dtype: jnp.dtype) -> Any:
     if value.dtype == dtype:
         return value
@@ -150,6 +143,7 @@ def _refuse_values(inner: optax.GradientTransformation, params: Any) -> None:
 def _update(
     inner_of: InnerOf,
     config: Config,
+    readings: Readings,
     updates: Any,
     state: GaLoreState,
     params: Any = None,
@@ -182,6 +176,7 @@ def _update(
         weights,
         state.inner_state,
         extra_args,
+        readings,
     )
     return _emit(plan, directions, like), state._replace(
         count=optax.safe_increment(state.count), inner_state=inner_state

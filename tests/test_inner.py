@@ -268,3 +268,35 @@ def test_a_factor_made_of_the_gradient_is_seen_in_coordinates() -> None:
         return jax.tree.map(lambda u, w: u - RATE * size * w, updates, params)
 
     assert use_of(optax.chain(optax.sgd(1.0), optax.stateless(add))) == "COORDINATES"
+
+
+def test_what_the_inner_does_is_read_once() -> None:
+    traced = []
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        traced.append(jax.tree.leaves(params)[0].shape)
+        return jax.tree.map(lambda u, p: u - 0.1 * p, updates, params), state
+
+    inner = optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    tx, start = galore_optax.galore(inner, rank=2), {"w": jnp.ones((8, 12))}
+    state = tx.init(start)
+    assert traced == [(8, 12)]
+    for steady in (False, None):
+        step = jax.jit(functools.partial(tx.update, refresh=steady))
+        step(start, state, start)
+    assert traced == [(8, 12), (2, 12), (2, 12)]
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.2])
+def test_a_traced_hyper_parameter_is_read_in_its_own_trace(decay: float) -> None:
+    """Nothing of one trace is left for the next."""
+    start = {"w": jnp.ones((8, 12))}
+
+    def step(decay: jax.Array) -> Any:
+        inner = optax.chain(optax.sgd(1.0), optax.add_decayed_weights(-decay))
+        tx = galore_optax.galore(inner, rank=2)
+        return tx.update(start, tx.init(start), start)[0]["w"]
+
+    twice = [jax.jit(step)(x) - jax.jit(step)(0.0) for x in (decay, 2 * decay)]
+    np.testing.assert_allclose(twice[0], -decay * start["w"], rtol=1e-6)
+    np.testing.assert_allclose(twice[1], 2 * twice[0], rtol=1e-6)

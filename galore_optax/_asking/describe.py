@@ -16,7 +16,6 @@ from galore_optax._inner.params_use import ParamsUse
 from galore_optax._record import Recorded, plans_of
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
-from galore_optax._transform import params_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +161,7 @@ _USES = {
 def _params_uses(records: Sequence[Recorded]) -> tuple[str, ...]:
     """One line where all inners do the same, else one for each and its first leaf."""
     firsts = {path: record for record in records for path in _projected(record)[:1]}
-    uses = {path: params_use(record) for path, record in firsts.items()}
+    uses = {path: record.use for path, record in firsts.items()}
     texts = {path: _USES[use] for path, use in uses.items() if use}
     if len(set(texts.values())) == 1:
         return tuple(set(texts.values()))

@@ -64,6 +64,7 @@ class Reading(NamedTuple):
 
     use: ParamsUse
     decay: Callable[[Arguments], list[Decay]] | None = None
+    constants: Sequence[Any] = ()  # that `decay` closes over
 
 
 def depends_on_values(function: Callable[[Any], Any], argument: Any) -> bool:
@@ -241,7 +242,7 @@ def _read_linear(head: _Traced, linear: "_Linear", arguments: Arguments) -> Read
         between = head.run(linear.needed, _inputs(values))
         return linear.decay(between, values.of_weights)
 
-    return Reading(ParamsUse.ADDITIVE, decay)
+    return Reading(ParamsUse.ADDITIVE, decay, head.closed.consts + linear.constants)
 
 
 class _Linear:
@@ -268,6 +269,10 @@ class _Linear:
         self.needed = [i for i, (x, used) in enumerate(pairs) if used or x in read]
         self.bends = any(uses[:weights])  # it depends on the weights itself
         self.is_zero = not any((*uses[-weights:], *(x.moves for x in found)))
+
+    @property
+    def constants(self) -> Arrays:
+        return [] if self.derivative is None else list(self.derivative.closed.consts)
 
     def decay(self, between: Arrays, weights: Arrays) -> list[Decay]:
         """Of these weights, from those values in between that are needed."""

@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -11,13 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from galore_optax._inner.decay import away_from_zero
-from galore_optax._inner.params_use import (
-    Arguments,
-    Decay,
-    ParamsUse,
-    Reading,
-    read_use,
-)
+from galore_optax._inner.params_use import Arguments, Decay, ParamsUse, read_use
+from galore_optax._inner.readings import Known, Readings, types
 from galore_optax._projector.project import lift, project, zero_coordinates
 from galore_optax._selection.leaves import Flat, flatten
 from galore_optax._selection.matrices import Matrix, Plan
@@ -122,6 +117,7 @@ def run_inner(
     params: Flat | None,
     state: Any,
     extra_args: dict[str, Any],
+    readings: Readings,
 ) -> tuple[list[jax.Array], Any]:
     """One step of `inner`, lifted.
 
@@ -132,6 +128,7 @@ def run_inner(
       params: full size, or `None` where the caller has none.
       state: of `inner`.
       extra_args: forwarded to `inner`.
+      readings: what is known of `inner`.
 
     Returns:
       full-size updates, one a leaf, and the new state of `inner`.
@@ -150,21 +147,26 @@ def run_inner(
         updates, state = update(low, state, None)
         return frame.lift(_leaves(flat, updates), like, {}), state
     whole = _FullSize(inner.init, update, frame, params, state)
-    reading = whole.reading()
-    inner_params = whole.coordinates(reading.use)
+    known = whole.known(None if extra_args else readings)
+    inner_params = whole.coordinates(known.reading.use)
     updates, new_state = update(low, state, inner_params)
-    decay = whole.decay(reading)
+    decay = whole.decay(known)
     return frame.lift(_leaves(flat, updates), like, decay), new_state
 
 
 def read_inner(
-    inner: optax.GradientTransformation, frame: Frame, params: Flat, state: Any
+    inner: optax.GradientTransformation,
+    frame: Frame,
+    params: Flat,
+    state: Any,
+    readings: Readings,
 ) -> ParamsUse | None:
     """What `inner` does with params; `None` where it cannot run on their like."""
     update = optax.with_extra_args_support(inner).update
     try:
-        return _FullSize(inner.init, update, frame, params, state).reading().use
-    except (TypeError, ValueError):  # it needs extra arguments
+        whole = _FullSize(inner.init, update, frame, params, state)
+        return whole.known(readings).reading.use
+    except Exception:  # it needs extra arguments; if not, its update raises it again
         return None
 
 
@@ -182,9 +184,28 @@ class _FullSize:
     params: Flat
     state: Any  # the live one, of coordinates
 
-    def reading(self) -> Reading:
-        """What the inner does with params."""
+    def known(self, readings: Readings | None) -> Known:
+        """What the inner does with params, and its state at full size."""
+        found = readings.of(self._structure, self._read) if readings else self._read()
+        _check_state(found.state, self.state)
+        return found
+
+    @property
+    def _structure(self) -> Hashable:
+        state, treedef = jax.tree.flatten(self.state)
+        return (
+            self.params.treedef,
+            types(self.params.values),
+            self.frame.dtypes,
+            tuple(matrix.position for matrix in self.frame.plan.projected),
+            treedef,
+            types(state),
+        )
+
+    def _read(self) -> Known:
         treedef: Any = jax.tree.structure(self.state)
+        shapes = jax.eval_shape(self.init, self._tree(self._values))
+        _check_state(shapes, self.state)
 
         def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
             updates, new = self.update(
@@ -193,7 +214,7 @@ class _FullSize:
             return _leaves(self.params, updates), jax.tree.leaves(new)
 
         with only_read():
-            return read_use(update, self._arguments)
+            return Known(read_use(update, self._arguments(shapes)), shapes)
 
     def coordinates(self, use: ParamsUse) -> Any:
         """What the inner is to see as params."""
@@ -206,19 +227,20 @@ class _FullSize:
             values[position] = zero_coordinates(matrix, values[position], dtype)
         return self._tree(self.frame.cast(values))
 
-    def decay(self, reading: Reading) -> Decays:
+    def decay(self, known: Known) -> Decays:
         """The part of the update that is linear in the weights, by position."""
-        if reading.decay is None:
+        if known.reading.decay is None:
             return {}
-        arguments = self._arguments
-        decays = reading.decay(arguments)
+        arguments = self._arguments(known.state)
+        decays = known.reading.decay(arguments)
         return dict(zip(arguments.weights, decays, strict=True))
 
     @functools.cached_property
-    def _arguments(self) -> Arguments:
-        values = self.frame.cast(self.params.values)
-        shapes = jax.eval_shape(self.init, self._tree(values))
-        _check_state(shapes, self.state)
+    def _values(self) -> list[jax.Array]:
+        return self.frame.cast(self.params.values)
+
+    def _arguments(self, shapes: Any) -> Arguments:
+        values = self._values
         # Counters and hyper-parameters are live; of moments only types are needed.
         pairs = zip(*map(jax.tree.leaves, (self.state, shapes)), strict=True)
         return Arguments(
