@@ -171,6 +171,8 @@ class InPlace(Subject):
         """Steady steps from here on, with the projectors that `init` made."""
         state = optax.tree.set(self.state, count=jnp.int32(1))
         if isinstance(state, galore_optax.GaLoreState):
-            found = state.refresh._replace(last=jnp.zeros_like(state.refresh.last))
+            found = state.refresh._replace(
+                last=jax.tree.map(jnp.zeros_like, state.refresh.last)
+            )
             state = state._replace(refresh=found)
         self.state = jax.tree.map(jnp.copy, state)  # no buffer is donated twice

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of `galore`, how it is laid out, and how it is checked."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from galore_optax._projector.refresh import Refresh
 from galore_optax._selection.leaves import is_masked
@@ -38,7 +36,7 @@ class GaLoreState(NamedTuple):
     # QuantizedProjector, a pair of those for proj_type "full", and MaskedNode where
     # nothing is projected.
     projector: Any
-    refresh: Refresh  # when each matrix was refreshed last, how often refused
+    refresh: Refresh  # by leaf: when each matrix was refreshed last, how often refused
     inner_state: Any  # of the inner transformation; projected axes have become rank
 
 
@@ -64,14 +62,6 @@ def _shown(state: Any) -> str:
     return "as its state"
 
 
-def arrange(plan: Plan, values: Sequence[Any]) -> Any:
-    """`values`, one a projected leaf, as a tree like params."""
-    nodes: list[Any] = [optax.MaskedNode()] * len(plan.matrices)
-    for matrix, value in zip(plan.projected, values, strict=True):
-        nodes[matrix.position] = value
-    return plan.flat.treedef.unflatten(nodes)
-
-
 def as_node(projectors: Projectors) -> Any:
     return projectors if len(projectors) > 1 else projectors[0]
 
@@ -91,6 +81,7 @@ def read(plan: Plan, state: GaLoreState) -> list[Projectors]:
         ) from error
     for position, path in enumerate(plan.flat.paths):
         _check_projector(plan, position, path, projectors[position])
+    _check_counters(plan, state.refresh)
     return [_as_tuple(projectors[matrix.position]) for matrix in plan.projected]
 
 
@@ -113,6 +104,17 @@ def _check_projector(plan: Plan, position: int, path: str, node: Any) -> None:
             " proj_type, projector_dtype and weight_dimension_numbers it was saved"
             " with, or call init for a new one."
         )
+
+
+def _check_counters(plan: Plan, refresh: Refresh) -> None:
+    shapes = [matrix.batch_shape for matrix in plan.projected]
+    for counters in refresh:
+        if [x.shape for x in jax.tree.leaves(counters)] != shapes:
+            raise ValueError(
+                "the state counts refreshes as galore_optax 0.1 did, in one vector for"
+                " all matrices; since 0.2 each leaf has counters of its own. Finish"
+                " that run with 0.1, or keep its params and call init with them."
+            )
 
 
 def _expected(matrix: Matrix | None) -> tuple[str, ...]:

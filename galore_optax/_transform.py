@@ -79,8 +79,8 @@ def _init(
     return GaLoreState(
         count=jnp.zeros([], jnp.int32),
         key=jax.random.PRNGKey(config.seed),
-        projector=_state.arrange(plan, list(map(_state.as_node, projectors))),
-        refresh=initial_refresh(plan.projected),
+        projector=plan.arrange(map(_state.as_node, projectors)),
+        refresh=initial_refresh(plan),
         inner_state=inner_state,
     )
 
@@ -197,7 +197,7 @@ def renew(plan: Plan, config: Config, state: GaLoreState, when: When) -> GaLoreS
         when=bool(when) if isinstance(when, (bool, np.bool_)) else when,
     )
     nodes = list(map(_state.as_node, projectors))
-    return state._replace(projector=_state.arrange(plan, nodes), refresh=refreshes)
+    return state._replace(projector=plan.arrange(nodes), refresh=refreshes)
 
 
 def project_all(plan: Plan, state: GaLoreState) -> list[jax.Array]:

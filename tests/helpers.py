@@ -75,3 +75,8 @@ def orthonormality(projector: Any) -> float:
     p = np.asarray(projector, np.float64)
     gram = np.swapaxes(p, -1, -2) @ p
     return float(np.max(np.abs(gram - np.eye(p.shape[-1]))))
+
+
+def counters(tree: Any) -> list[int]:
+    """Of every matrix, leaf by leaf."""
+    return [int(x) for leaf in jax.tree.leaves(tree) for x in np.ravel(leaf)]

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import galore_optax
-from tests.helpers import normal_like
+from tests.helpers import counters, normal_like
 
 PARAMS = {"up": jnp.ones((16, 24)), "down": jnp.ones((24, 16)), "bias": jnp.ones(24)}
 
@@ -69,7 +69,7 @@ def test_the_first_micro_batch_decides_the_bases() -> None:
     _, first = tx.update(parts[0], state, PARAMS)
     assert_close(found.projector, first.projector, 0)
     assert int(found.count) == 1
-    np.testing.assert_array_equal(found.refresh.last, 0)
+    assert set(counters(found.refresh.last)) == {0}
 
 
 def test_several_galores_and_none() -> None:

@@ -21,6 +21,7 @@ PARAMS = {
     },
     "w": jnp.ones((24, 16)),
 }
+COUNTERS = 8  # bytes a matrix: of its last refresh, and of refusals
 
 
 def block(dtype: Any = jnp.float32) -> Any:
@@ -61,7 +62,7 @@ def test_leaves_and_bytes() -> None:
     assert report.adam_f32_bytes == report.adam_bytes
     kernel = next(leaf for leaf in report if leaf.path == "layers/up/kernel")
     assert (kernel.matrix, kernel.side, kernel.rank) == ("3 x (48x16)", "right", 4)
-    assert kernel.state_bytes == 4 * 3 * (16 * 4 + 2 * 48 * 4)
+    assert kernel.state_bytes == 4 * 3 * (16 * 4 + 2 * 48 * 4) + 3 * COUNTERS
     assert kernel.adam_bytes == 4 * 2 * 3 * 16 * 48
     text = str(report)
     for leaf in report:
@@ -148,7 +149,7 @@ def test_equal_layers_take_one_line() -> None:
     assert len(list(report)) == 5 * 4
     lines = str(report).splitlines()
     (line,) = (x for x in lines if "up/kernel" in x)
-    one = 4 * (64 * 4 + 2 * 128 * 4)
+    one = 4 * (64 * 4 + 2 * 128 * 4) + COUNTERS
     assert line.startswith("blocks/{0..4}/up/kernel    64x128")
     assert f"{5 * one / 1000:.2f} kB" in line
 
@@ -201,7 +202,7 @@ def test_adam_stands_in_both_precisions_beside_16_bits() -> None:
     assert total.endswith("66.31 kB  132.61 kB")
     kernel = next(leaf for leaf in report if leaf.path == "up/kernel")
     assert kernel.dtype == "bfloat16"
-    assert kernel.state_bytes == 2 * 64 * 4 + 2 * 4 * 128 * 4
+    assert kernel.state_bytes == 2 * 64 * 4 + 2 * 4 * 128 * 4 + COUNTERS
     assert kernel.wider_bytes == 2 * 2 * 128 * 4
     norm = next(leaf for leaf in report if leaf.path == "norm/scale")
     assert (norm.state_bytes, norm.wider_bytes) == (norm.adam_bytes, 0)
@@ -251,15 +252,16 @@ def test_a_rank_that_reaches_a_dimension_is_warned_of() -> None:
 
 
 def test_projected_leaves_above_adam_are_warned_of_once() -> None:
-    # P 2 * 64 * 40 bytes and moments 2 * 4 * 128 * 40 against 2 * 2 * 64 * 128.
+    # P 2 * 64 * 40 bytes, moments 2 * 4 * 128 * 40, and counters, against
+    # 2 * 2 * 64 * 128.
     params = {"blocks": [block(jnp.bfloat16) for _ in range(9)]}
     report = go.describe(adam(rank=40), params)
     warning = only(report.warnings, "projected, with more state than optax.adam")
-    assert "(18 leaves): 'blocks/{0..8}/down/kernel' 46.08 kB against 32.77" in warning
+    assert "(18 leaves): 'blocks/{0..8}/down/kernel' 46.09 kB against 32.77" in warning
     assert "Lower the rank" in warning
     assert "moment_dtype=jnp.bfloat16" in warning
-    assert "46.08 kB!" not in str(report)  # of nine layers
-    assert "414.72 kB!" in str(report)
+    assert "46.09 kB!" not in str(report)  # of nine layers
+    assert "414.79 kB!" in str(report)
 
 
 def test_leaves_at_full_size_are_not_told_to_lower_their_rank() -> None:

@@ -146,6 +146,14 @@ def test_state_of_another_configuration() -> None:
     jax.tree.map(np.testing.assert_array_equal, before, state)
 
 
+def test_state_of_0_1() -> None:
+    tx = go.galore(ADAM, rank=4)
+    state = tx.init(PARAMS)
+    counters = state.refresh._make(jnp.zeros(4, jnp.int32) for _ in range(2))
+    with pytest.raises(ValueError, match=r"as galore_optax 0\.1 did.*call init"):
+        tx.update(PARAMS, state._replace(refresh=counters), PARAMS)
+
+
 def test_chain() -> None:
     with pytest.raises(ValueError, match=r"galore without an inner at places \[0, 2\]"):
         go.chain(go.galore(rank=2), optax.clip(1.0), go.galore(rank=2), ADAM)

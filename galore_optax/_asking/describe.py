@@ -86,7 +86,7 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
       leaf       shape   kind         matrix     side   rank     state      Adam
       --------------------------------------------------------------------------
       embed      100x16  embedding    full size               12.80 kB  12.80 kB
-      up/kernel  16x64   matrix       64x16      right     4   2.30 kB   8.19 kB
+      up/kernel  16x64   matrix       64x16      right     4   2.31 kB   8.19 kB
       --------------------------------------------------------------------------
       total              72% of Adam                          15.13 kB  21.00 kB
       matrix: batch x (output x input); side: left projects the output, right the input

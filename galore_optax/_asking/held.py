@@ -23,7 +23,7 @@ from galore_optax._storage.projectors import QuantizedProjector
 from galore_optax.codes import Quantized
 
 _BOX = GetAttrKey("value")
-_PROJECTOR = GetAttrKey("projector")
+_OURS = frozenset((GetAttrKey("projector"), GetAttrKey("refresh")))
 _CODED = frozenset((*Quantized._fields, *QuantizedProjector._fields))
 
 Keys = tuple[Any, ...]
@@ -61,7 +61,7 @@ def _add(array: Any, keys: Keys, found: dict[Keys, Held]) -> None:
             owner = found.get(place[start:])
             if owner is not None and start <= len(place):
                 owner.bytes += array_bytes(array)
-                if place == places[0] and _PROJECTOR not in place[:start]:
+                if place == places[0] and _OURS.isdisjoint(place[:start]):
                     owner.moments.append(array)
                 return
 

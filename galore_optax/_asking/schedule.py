@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from galore_optax._projector.refresh import Calendar, calendar
+from galore_optax._projector.refresh import Calendar, calendar, joined
 from galore_optax._record import Recorded, galore_states, plans_of
 
 # Steps after a scheduled one at which a refused basis may be tried again: gradients are
@@ -44,9 +44,10 @@ class RefreshSchedule:
         Reads counters from the device, and so waits for the step that writes them.
         """
         states = galore_states(self._records, state)
+        plans = (record.plan for record in self._records)
         return any(
-            bool(np.any(times.owed(found.refresh, int(found.count))))
-            for times, found in zip(self._calendars, states, strict=True)
+            bool(np.any(times.owed(joined(plan, found.refresh.last), int(found.count))))
+            for plan, times, found in zip(plans, self._calendars, states, strict=True)
         )
 
 

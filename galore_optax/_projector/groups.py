@@ -222,20 +222,37 @@ def split(
     group: Sequence[Leaf], stacks: Projectors, step: jax.Array
 ) -> list[Projectors]:
     """The projectors of each leaf, out of the stacks of all."""
-    if len(group) == 1:
-        olds = group[0].projectors
-        return [jax.tree.map(lambda x, old: x.reshape(old.shape), stacks, olds)]
-    sizes = [leaf.matrix.count for leaf in group]
+    counts = [leaf.matrix.count for leaf in group]
+
+    def apart(stack: jax.Array, *olds: jax.Array) -> list[jax.Array]:
+        return parts(stack, counts, [old.shape for old in olds], step)
+
+    olds = [leaf.projectors for leaf in group]
+    found = jax.tree.map(apart, stacks, *olds)
+    return list(jax.tree.transpose(jax.tree.structure(stacks), None, found))
+
+
+def parts(
+    stack: jax.Array,
+    sizes: Sequence[int],
+    shapes: Sequence[tuple[int, ...]],
+    step: jax.Array,
+) -> list[jax.Array]:
+    """`stack` cut along its first axis into such sizes, each part of another shape."""
+    if len(sizes) == 1:
+        return [stack.reshape(shapes[0])]
     starts = _opaque(np.cumsum([0, *sizes[:-1]]).tolist(), step)
     return [
-        jax.tree.map(functools.partial(_part, start, size), stacks, leaf.projectors)
-        for leaf, start, size in zip(group, starts, sizes, strict=True)
+        _part(start, size, shape, stack)
+        for start, size, shape in zip(starts, sizes, shapes, strict=True)
     ]
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _part(start: jax.Array, size: int, stack: jax.Array, old: jax.Array) -> jax.Array:
-    return lax.dynamic_slice_in_dim(stack, start, size).reshape(old.shape)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _part(
+    start: jax.Array, size: int, shape: tuple[int, ...], stack: jax.Array
+) -> jax.Array:
+    return lax.dynamic_slice_in_dim(stack, start, size).reshape(shape)
 
 
 def _opaque(numbers: Sequence[int], step: jax.Array) -> tuple[jax.Array, ...]:

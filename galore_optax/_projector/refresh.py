@@ -13,20 +13,13 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
-from galore_optax._projector.groups import leaves_of
+from galore_optax._projector.groups import leaves_of, parts
 from galore_optax._projector.renew import Run, Turn, renew_leaves
-from galore_optax._selection.matrices import Matrix, Plan
+from galore_optax._selection.matrices import Plan
 from galore_optax._storage.projectors import Projectors
 from galore_optax.subspace import Subspace
-
-# Householder QR and LAPACK stay near 1e-6, the slowest accelerator's eigensolvers near
-# 1e-5; a basis that lost a direction is wrong by 1. bf16 storage adds 4e-3 later.
-ORTHONORMALITY_TOLERANCE = 1e-3
-
-_BRANCHES = 16  # of one switch
 
 When: TypeAlias = bool | jax.Array | None
 _Renewed: TypeAlias = tuple[list[Projectors], "Refresh"]
@@ -35,21 +28,24 @@ _Renewed: TypeAlias = tuple[list[Projectors], "Refresh"]
 class Refresh(NamedTuple):
     """What each matrix needs to know about its own refreshing.
 
-    One entry a matrix, leaf by leaf in the order of the tree, and in row-major order
-    over the batch axes of a leaf.
+    Trees like params: an array of the batch axes of each projected leaf.
     """
 
-    # shape=(matrices,), int32: count at its last refresh, -1 before any
-    last: Any
-    # shape=(matrices,), int32: new bases that failed the check
-    refused: Any  # both MaskedNode in a part of a tree without a matrix
+    last: Any  # int32: count at its last refresh, -1 before any
+    refused: Any  # int32: new bases that failed the check
 
 
-def initial_refresh(matrices: Sequence[Matrix]) -> Refresh:
-    total = sum(matrix.count for matrix in matrices)
-    if not total:  # a part of a tree; checkpointers refuse arrays without entries
-        return Refresh(optax.MaskedNode(), optax.MaskedNode())
-    return Refresh(jnp.full(total, -1, jnp.int32), jnp.zeros(total, jnp.int32))
+def initial_refresh(plan: Plan) -> Refresh:
+    def counters(start: int) -> Any:
+        shapes = (matrix.batch_shape for matrix in plan.projected)
+        return plan.arrange(jnp.full(shape, start, jnp.int32) for shape in shapes)
+
+    return Refresh(counters(-1), counters(0))
+
+
+def joined(plan: Plan, counters: Any) -> jax.Array:
+    """(matrices,): counters of each leaf, leaf by leaf and row-major in each."""
+    return jnp.concatenate([jnp.ravel(x) for x in plan.read(counters)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,22 +63,21 @@ class Calendar:
         """
         return (count - self.shifts) // self.gaps * self.gaps + self.shifts
 
-    def owed(self, refresh: Refresh, count: Any) -> Any:
+    def owed(self, last: Any, count: Any) -> Any:
         """Whether a refresh is outstanding: never done, or older than the schedule."""
-        return (refresh.last < 0) | (refresh.last < self.latest(count))
+        return (last < 0) | (last < self.latest(count))
 
 
 def calendar(plan: Plan, stagger: bool) -> Calendar:
     """Multiples of each gap; with `stagger`, shifted by an even share of it."""
-    matrices, (numbers, total) = plan.projected, plan.numbering
-    counts = [matrix.count for matrix in matrices]
+    matrices, counts = plan.projected, plan.counts
     gaps: Any
     if any(isinstance(matrix.gap, jax.Array) for matrix in matrices):
         gaps = jnp.stack([jnp.asarray(m.gap, jnp.int32) for m in matrices])
         gaps = jnp.repeat(gaps, np.array(counts), total_repeat_length=sum(counts))
     else:
         gaps = np.repeat([matrix.gap for matrix in matrices], counts).astype(np.int32)
-    return Calendar(gaps, _share(gaps, numbers, total) if stagger else 0 * gaps)
+    return Calendar(gaps, _share(gaps, *plan.numbering) if stagger else 0 * gaps)
 
 
 def _share(gap: Any, number: Any, total: int) -> Any:
@@ -142,7 +137,7 @@ def refresh_when_due(
     # Bases are constants of a step: what differentiates through it differentiates the
     # products with them. Loops whose length depends on values have no reverse mode.
     gradients, projectors = lax.stop_gradient((gradients, projectors))
-    owed = calendar(plan, stagger).owed(refresh, count)
+    owed = calendar(plan, stagger).owed(joined(plan, refresh.last), count)
     owed = jnp.ones_like(owed) if when is True else owed
     owed = owed if when is None or when is True else owed & when
     inputs = _Inputs(gradients, _any_lane(owed), owed, key, count)
@@ -174,11 +169,17 @@ def _renew(
 ) -> _Renewed:
     projectors, refresh = old
     gradients, lanes, owed, key, count = inputs
-    turn = Turn(lanes, owed, refresh.last < 0, plan.numbering.numbers)
-    run = Run(method, key, count, plan.numbering.total)
+    last, refused = (joined(plan, counters) for counters in refresh)
     leaves = leaves_of(plan.projected, gradients, projectors)
+    turn = Turn(lanes, owed, last < 0, plan.names)
+    run = Run(method, key, count)
     found, accepted = renew_leaves(leaves, turn, run, together=together)
-    return found, Refresh(
-        last=jnp.where(accepted, count, refresh.last),
-        refused=refresh.refused + (owed & ~accepted).astype(jnp.int32),
-    )
+    last = jnp.where(accepted, count, last)
+    refused += (owed & ~accepted).astype(jnp.int32)
+    return found, Refresh(*(_parted(plan, x, count) for x in (last, refused)))
+
+
+def _parted(plan: Plan, counters: jax.Array, step: jax.Array) -> Any:
+    """The reverse of `joined`."""
+    shapes = [matrix.batch_shape for matrix in plan.projected]
+    return plan.arrange(parts(counters, plan.counts, shapes, step))

@@ -28,6 +28,8 @@ from galore_optax.subspace._base import matmul
 # 1e-5; a basis that lost a direction is wrong by 1. bf16 storage adds 4e-3 later.
 ORTHONORMALITY_TOLERANCE = 1e-3
 
+_SPREAD = 0x9E3779B1  # 2³² over the golden ratio, odd
+
 Found: TypeAlias = tuple[list[Projectors], jax.Array]
 
 
@@ -37,12 +39,12 @@ class Run(NamedTuple):
     method: Subspace
     key: jax.Array
     step: jax.Array
-    total: int  # matrices in the whole tree
 
-    def key_of(self, number: jax.Array) -> jax.Array:
-        # One fold for both: each is a kernel of its own to compile.
-        turn = self.step.astype(jnp.uint32) * self.total
-        return jax.random.fold_in(self.key, turn + number.astype(jnp.uint32))
+    def key_of(self, name: jax.Array) -> jax.Array:
+        # One fold for both: each is a kernel of its own to compile. Steps are spread
+        # over all numbers, far from those of a leaf's matrices, which are neighbours.
+        turn = self.step.astype(jnp.uint32) * np.uint32(_SPREAD)
+        return jax.random.fold_in(self.key, turn + name)
 
 
 class Turn(NamedTuple):
@@ -51,7 +53,7 @@ class Turn(NamedTuple):
     lanes: Any  # due in any lane of a vmap
     owed: Any  # due in this one
     cold: Any  # never refreshed
-    numbers: Any  # among those of the whole tree
+    names: Any  # by path and index, uint32
 
     def at(self, entries: np.ndarray) -> "Turn":
         """Of some matrices only, which are known when tracing."""
@@ -146,7 +148,7 @@ def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
 
         mine, old = Turn(*map(now, turn)), jax.tree.map(now, state.stacks)
         views = group.views(first + jnp.arange(size, dtype=jnp.int32))
-        keys = each(run.key_of, size)(mine.numbers)
+        keys = each(run.key_of, size)(mine.names)
         new, sound = each(propose, size)(views, old, keys, mine.cold)
         accept = sound & mine.owed
         if size > 1:

@@ -8,12 +8,14 @@ square.
 
 import dataclasses
 import math
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from galore_optax._selection.leaves import Flat
 from galore_optax._storage.projectors import Storage
@@ -131,15 +133,46 @@ class Plan:
         return [matrix is None for matrix in self.matrices]
 
     @property
+    def counts(self) -> list[int]:
+        """How many matrices each projected leaf holds."""
+        return [matrix.count for matrix in self.projected]
+
+    def arrange(self, values: Iterable[Any]) -> Any:
+        """`values`, one a projected leaf, as a tree like params."""
+        nodes: list[Any] = [optax.MaskedNode()] * len(self.matrices)
+        for matrix, value in zip(self.projected, values, strict=True):
+            nodes[matrix.position] = value
+        return self.flat.treedef.unflatten(nodes)
+
+    def read(self, tree: Any) -> list[Any]:
+        """What a tree like params holds for each projected leaf."""
+        nodes = self.flat.subtrees(tree)
+        return [nodes[matrix.position] for matrix in self.projected]
+
+    @property
     def numbering(self) -> Numbering:
-        numbers = [
-            matrix.number
-            + (self.layer * matrix.count if matrix.sliced else 0)
-            + np.arange(matrix.count, dtype=np.int32)
-            for matrix in self.projected
+        """In the order of the whole tree, and row-major within a leaf."""
+        starts = [matrix.number for matrix in self.projected]
+        return Numbering(self._count_from(starts, np.int32), self.total)
+
+    @property
+    def names(self) -> Any:
+        """(matrices,), uint32: of each matrix by path and index, whatever else is."""
+        starts = [zlib.crc32(matrix.path.encode()) for matrix in self.projected]
+        return self._count_from(starts, np.uint32)
+
+    def _count_from(self, starts: Sequence[int], dtype: Any) -> Any:
+        found = [
+            np.array(start, dtype) + self._index(matrix).astype(dtype)
+            for start, matrix in zip(starts, self.projected, strict=True)
         ]
-        traced = any(isinstance(each, jax.Array) for each in numbers)
-        return Numbering((jnp if traced else np).concatenate(numbers), self.total)
+        traced = any(isinstance(each, jax.Array) for each in found)
+        return (jnp if traced else np).concatenate(found)
+
+    def _index(self, matrix: Matrix) -> Any:
+        """(count,): of each matrix among those of its leaf in the whole tree."""
+        index = np.arange(matrix.count, dtype=np.int32)
+        return index + self.layer * matrix.count if matrix.sliced else index
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

@@ -190,7 +190,8 @@ def last_refresh(gap: int) -> int:
     states, batches = many.init(jnp.arange(2)), vmapped.Batches(RECIPE, corpus())
     for _ in range(4):
         states, _ = many.update(states, next(batches), jnp.int32(gap))
-    (found,) = set(np.asarray(states.opt_state[1].refresh.last).ravel().tolist())
+    last = jax.tree.leaves(states.opt_state[1].refresh.last)
+    (found,) = {int(x) for leaf in last for x in np.ravel(leaf)}
     return found
 
 
