@@ -2,7 +2,7 @@
 """The arguments of `galore`, checked once."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -46,32 +46,37 @@ class Config:
         return wide if matrix and dtype.itemsize < wide.itemsize else dtype
 
 
-def make_config(
-    *,
-    rank: PerLeaf[int],
-    update_proj_gap: PerLeaf[Scalar],
-    scale: PerLeaf[Scalar],
-    proj_type: ProjType,
-    subspace: Subspace | None,
-    weight_dimension_numbers: WeightDimensionNumbers,
-    stagger: bool,
-    projector_dtype: Any,
-    moment_dtype: Any,
-    seed: int | jax.Array,
-) -> Config:
+class Projection(TypedDict, total=False):
+    """The arguments of `galore` beside `inner`, which it documents; for `Unpack`."""
+
+    rank: PerLeaf[int]
+    update_proj_gap: PerLeaf[Scalar]
+    scale: PerLeaf[Scalar] | None
+    proj_type: ProjType
+    subspace: Subspace | None
+    weight_dimension_numbers: WeightDimensionNumbers
+    stagger: bool
+    projector_dtype: Any
+    moment_dtype: Any
+    seed: int | jax.Array
+
+
+def make_config(projection: Projection) -> Config:
+    """Of all arguments, checked."""
+    scale = projection["scale"]
     return Config(
         selection=Selection(
-            rank,
-            update_proj_gap,
-            scale,
-            proj_type,
-            weight_dimension_numbers,
-            storage_of(projector_dtype),
+            projection["rank"],
+            projection["update_proj_gap"],
+            DEFAULT_SCALE if scale is None else scale,
+            projection["proj_type"],
+            projection["weight_dimension_numbers"],
+            storage_of(projection["projector_dtype"]),
         ),
-        subspace=_method(subspace),
-        stagger=_flag("stagger", stagger),
-        moment_dtype=_floating("moment_dtype", moment_dtype),
-        seed=seed,
+        subspace=_method(projection["subspace"]),
+        stagger=_flag("stagger", projection["stagger"]),
+        moment_dtype=_floating("moment_dtype", projection["moment_dtype"]),
+        seed=projection["seed"],
     )
 
 

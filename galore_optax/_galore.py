@@ -3,18 +3,22 @@
 
 import dataclasses
 import functools
+import inspect
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 import optax
 
-from galore_optax._config import DEFAULT_SCALE, Config, make_config
+from galore_optax._config import Config, Projection, make_config
 from galore_optax._selection.dimensions import WeightDimensionNumbers
 from galore_optax._state import GaLoreState
 from galore_optax._transform import projected
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.subspace import Subspace
+
+_Optimizer = TypeVar("_Optimizer", bound=Callable[..., Any])
 
 
 class Projecting(optax.GradientTransformationExtraArgs):
@@ -169,15 +173,38 @@ def galore(
     Projection, ICML 2024, arXiv 2403.03507, Algorithm 2 and Definition 3.6.
     """
     config = make_config(
-        rank=rank,
-        update_proj_gap=update_proj_gap,
-        scale=DEFAULT_SCALE if scale is None else scale,
-        proj_type=proj_type,
-        subspace=subspace,
-        weight_dimension_numbers=weight_dimension_numbers,
-        stagger=stagger,
-        projector_dtype=projector_dtype,
-        moment_dtype=moment_dtype,
-        seed=seed,
+        {
+            "rank": rank,
+            "update_proj_gap": update_proj_gap,
+            "scale": scale,
+            "proj_type": proj_type,
+            "subspace": subspace,
+            "weight_dimension_numbers": weight_dimension_numbers,
+            "stagger": stagger,
+            "projector_dtype": projector_dtype,
+            "moment_dtype": moment_dtype,
+            "seed": seed,
+        }
     )
     return _filter(config, scale) if inner is None else bind(config, inner)
+
+
+_PARAMETERS = inspect.signature(galore).parameters
+_DEFAULTS = {x: _PARAMETERS[x].default for x in Projection.__annotations__}
+
+
+def with_projection(function: _Optimizer, *, without: str = "") -> _Optimizer:
+    """Shows the arguments of `galore` in the signature of what takes `**projection`."""
+    own = inspect.signature(function)
+    kept = [x for x in own.parameters.values() if x.kind is not x.VAR_KEYWORD]
+    theirs = [_PARAMETERS[name] for name in _DEFAULTS if name != without]
+    function.__signature__ = own.replace(parameters=kept + theirs)  # type: ignore[attr-defined]
+    return function
+
+
+def config_of(projection: Projection) -> Config:
+    """Of what was given, with the defaults of `galore` for the rest."""
+    unknown = [name for name in projection if name not in _DEFAULTS]
+    if unknown:
+        raise TypeError(f"unexpected arguments: {', '.join(unknown)}. See `galore`.")
+    return make_config(cast(Projection, _DEFAULTS | dict(projection)))

@@ -12,6 +12,10 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+
+import jax
+import pytest
 
 _devices = os.environ.get("GALORE_OPTAX_TEST_DEVICES", "8")
 os.environ["XLA_FLAGS"] = (
@@ -26,3 +30,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture(autouse=True)
+def _effort(request: pytest.FixtureRequest) -> Iterator[None]:
+    optimized = request.node.get_closest_marker("optimized") is not None
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

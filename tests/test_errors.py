@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input gets an error with leaf, value and remedy, before anything changes."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -216,6 +217,22 @@ def test_power_arguments(arguments: Any) -> None:
 def test_power_takes_a_floating_dtype() -> None:
     with pytest.raises(ValueError, match=r"product_dtype=int8.*jnp.float32"):
         go.subspace.power(product_dtype=jnp.int8)
+
+
+def test_arguments_that_an_optimizer_does_not_take() -> None:
+    for make in (go.galore_adamw, go.galore_adamw8bit, go.galore_adafactor):
+        with pytest.raises(TypeError, match="ranks"):
+            make(0.1, ranks=8)
+    with pytest.raises(TypeError, match=r"no moment_dtype\. Choose"):
+        go.galore_adamw8bit(0.1, moment_dtype=jnp.float32)
+
+
+def test_every_optimizer_shows_the_arguments_of_galore() -> None:
+    ours = set(inspect.signature(go.galore).parameters) - {"inner"}
+    for make in (go.galore_adamw, go.galore_adamw8bit, go.galore_adafactor):
+        found = inspect.signature(make).parameters
+        missing = ours - set(found)
+        assert missing == ({"moment_dtype"} if make is go.galore_adamw8bit else set())
 
 
 def test_other_types() -> None:

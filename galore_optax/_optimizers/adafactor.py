@@ -14,23 +14,22 @@ leaves; here stacked layers give the numbers that separate layers give.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from galore_optax._arguments import check_mask
-from galore_optax._config import DEFAULT_SCALE, make_config
-from galore_optax._galore import Projecting
+from galore_optax._config import Projection
+from galore_optax._galore import Projecting, config_of, with_projection
 from galore_optax._projector.project import accumulation_dtype
-from galore_optax._selection.dimensions import VECTORS, WeightDimensionNumbers
+from galore_optax._selection.dimensions import VECTORS
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._state import check_type
 from galore_optax._transform import projected
-from galore_optax._types import PerLeaf, ProjType, Scalar
-from galore_optax.subspace import Subspace
+from galore_optax._types import Scalar
 
 
 class AdafactorState(NamedTuple):
@@ -191,6 +190,7 @@ def _factored_rsqrt(block: _Block, row: jax.Array, col: jax.Array) -> jax.Array:
     return jax.lax.rsqrt(row / mean) * jax.lax.rsqrt(jnp.expand_dims(col, block.rows))
 
 
+@with_projection
 def galore_adafactor(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -202,16 +202,7 @@ def galore_adafactor(
     multiply_by_parameter_scale: bool = True,
     weight_decay: Scalar = 0.0,
     mask: Any | Callable[[Any], Any] | None = None,
-    rank: PerLeaf[int] = 128,
-    update_proj_gap: PerLeaf[Scalar] = 200,
-    scale: PerLeaf[Scalar] = DEFAULT_SCALE,
-    proj_type: ProjType = "std",
-    subspace: Subspace | None = None,
-    weight_dimension_numbers: WeightDimensionNumbers = None,
-    stagger: bool = False,
-    projector_dtype: Any = None,
-    moment_dtype: Any = None,
-    seed: int | jax.Array = 0,
+    **projection: Unpack[Projection],
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adafactor on low-rank projections of the gradients, as in the reference.
 
@@ -238,17 +229,9 @@ def galore_adafactor(
       multiply_by_parameter_scale: whether the RMS of the parameter scales the step.
       weight_decay: decoupled, multiplied by the scaled step and not by `scale`.
       mask: which leaves decay, as in `optax.add_decayed_weights`.
-      rank: see `galore`, for this and all further arguments.
-      update_proj_gap: see `galore`.
-      scale: see `galore`.
-      proj_type: see `galore`.
-      subspace: see `galore`.
-      weight_dimension_numbers: see `galore`.
-      stagger: see `galore`.
-      projector_dtype: see `galore`.
-      moment_dtype: see `galore`; of the momentum, and of updates. Second moments are
+      **projection: `rank`, `update_proj_gap` and all else that `galore` takes; a
+        `moment_dtype` is that of the momentum, and of updates. Second moments are
         small, as they are factored, and f32 at least.
-      seed: see `galore`.
 
     Returns:
       the transformation; its state is a `GaLoreState`.
@@ -267,18 +250,7 @@ def galore_adafactor(
     Source: Shazeer and Stern, arXiv 1804.04235; GaLore's reference implementation.
     """
     check_mask(mask)
-    config = make_config(
-        rank=rank,
-        update_proj_gap=update_proj_gap,
-        scale=scale,
-        proj_type=proj_type,
-        subspace=subspace,
-        weight_dimension_numbers=weight_dimension_numbers,
-        stagger=stagger,
-        projector_dtype=projector_dtype,
-        moment_dtype=moment_dtype,
-        seed=seed,
-    )
+    config = config_of(projection)
     settings = _Settings(b1, decay_rate, eps, clipping_threshold)
     init, update = projected(lambda plan: _inner(settings, plan), config)
     floor = eps_scale if multiply_by_parameter_scale else None

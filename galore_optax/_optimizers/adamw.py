@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """GaLore with AdamW, ready-made, in f32 and in eight bits."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
-import jax
 import optax
 
 from galore_optax._arguments import check_mask
-from galore_optax._config import DEFAULT_SCALE
-from galore_optax._galore import galore
-from galore_optax._selection.dimensions import WeightDimensionNumbers
+from galore_optax._config import Projection
+from galore_optax._galore import galore, with_projection
 from galore_optax._storage.quantized import quantized
-from galore_optax._types import PerLeaf, ProjType, Scalar
+from galore_optax._types import Scalar
 from galore_optax.codes import Code
-from galore_optax.subspace import Subspace
 
 
+@with_projection
 def galore_adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -25,16 +24,7 @@ def galore_adamw(
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 1e-4,
     mask: Any | Callable[[Any], Any] | None = None,
-    rank: PerLeaf[int] = 128,
-    update_proj_gap: PerLeaf[Scalar] = 200,
-    scale: PerLeaf[Scalar] = DEFAULT_SCALE,
-    proj_type: ProjType = "std",
-    subspace: Subspace | None = None,
-    weight_dimension_numbers: WeightDimensionNumbers = None,
-    stagger: bool = False,
-    projector_dtype: Any = None,
-    moment_dtype: Any = None,
-    seed: int | jax.Array = 0,
+    **projection: Unpack[Projection],
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdamW on low-rank projections of the gradients.
 
@@ -51,16 +41,7 @@ def galore_adamw(
       eps: added to the root of the second moment, as in Optax.
       weight_decay: decoupled, multiplied by the learning rate and not by `scale`.
       mask: which leaves decay, as in `optax.adamw`; paths are those of params.
-      rank: see `galore`, for this and all further arguments.
-      update_proj_gap: see `galore`.
-      scale: see `galore`.
-      proj_type: see `galore`.
-      subspace: see `galore`.
-      weight_dimension_numbers: see `galore`.
-      stagger: see `galore`.
-      projector_dtype: see `galore`.
-      moment_dtype: see `galore`.
-      seed: see `galore`.
+      **projection: `rank`, `update_proj_gap` and all else that `galore` takes.
 
     Returns:
       the transformation; its state is a `GaLoreState`.
@@ -80,21 +61,10 @@ def galore_adamw(
     adamw = optax.adamw(
         learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
     )
-    return galore(
-        adamw,
-        rank=rank,
-        update_proj_gap=update_proj_gap,
-        scale=scale,
-        proj_type=proj_type,
-        subspace=subspace,
-        weight_dimension_numbers=weight_dimension_numbers,
-        stagger=stagger,
-        projector_dtype=projector_dtype,
-        moment_dtype=moment_dtype,
-        seed=seed,
-    )
+    return galore(adamw, **projection)
 
 
+@functools.partial(with_projection, without="moment_dtype")
 def galore_adamw8bit(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -104,15 +74,7 @@ def galore_adamw8bit(
     weight_decay: Scalar = 1e-4,
     mask: Any | Callable[[Any], Any] | None = None,
     code: Code | None = None,
-    rank: PerLeaf[int] = 128,
-    update_proj_gap: PerLeaf[Scalar] = 200,
-    scale: PerLeaf[Scalar] = DEFAULT_SCALE,
-    proj_type: ProjType = "std",
-    subspace: Subspace | None = None,
-    weight_dimension_numbers: WeightDimensionNumbers = None,
-    stagger: bool = False,
-    projector_dtype: Any = None,
-    seed: int | jax.Array = 0,
+    **projection: Unpack[Projection],
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdamW on low-rank projections of the gradients, its moments in eight bits.
 
@@ -131,15 +93,7 @@ def galore_adamw8bit(
         reference's 8-bit AdamW has 1e-2.
       mask: which leaves decay, as in `optax.adamw`; paths are those of params.
       code: see `quantized`; `codes.dynamic()` is that of the reference.
-      rank: see `galore`, for this and all further arguments.
-      update_proj_gap: see `galore`.
-      scale: see `galore`.
-      proj_type: see `galore`.
-      subspace: see `galore`.
-      weight_dimension_numbers: see `galore`.
-      stagger: see `galore`.
-      projector_dtype: see `galore`.
-      seed: see `galore`.
+      **projection: `rank`, `update_proj_gap`, ... of `galore`.
 
     Returns:
       the transformation; its state is a `GaLoreState`.
@@ -157,19 +111,13 @@ def galore_adamw8bit(
 
     Source: arXiv 2403.03507, section 5; Dettmers et al., arXiv 2110.02861.
     """
+    if "moment_dtype" in projection:
+        raise TypeError(
+            "galore_adamw8bit keeps moments in eight bits and takes no moment_dtype."
+            " Choose how they are coded by `code`, or use galore_adamw."
+        )
     check_mask(mask)
     adamw = optax.adamw(
         learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
     )
-    return galore(
-        quantized(adamw, code=code),
-        rank=rank,
-        update_proj_gap=update_proj_gap,
-        scale=scale,
-        proj_type=proj_type,
-        subspace=subspace,
-        weight_dimension_numbers=weight_dimension_numbers,
-        stagger=stagger,
-        projector_dtype=projector_dtype,
-        seed=seed,
-    )
+    return galore(quantized(adamw, code=code), **projection)
