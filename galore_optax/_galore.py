@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import jax
 import optax
 
-from galore_optax._config import Config, Projection, make_config
+from galore_optax._config import DEFAULT_SCALE, Config, Projection, make_config
 from galore_optax._selection.dimensions import WeightDimensionNumbers
 from galore_optax._state import GaLoreState
 from galore_optax._transform import projected
@@ -190,14 +190,20 @@ def galore(
 
 
 _PARAMETERS = inspect.signature(galore).parameters
-_DEFAULTS = {x: _PARAMETERS[x].default for x in Projection.__annotations__}
+_DEFAULTS = {x: _PARAMETERS[x].default for x in Projection.__annotations__} | {
+    "scale": DEFAULT_SCALE  # None without an inner alone
+}
 
 
 def with_projection(function: _Optimizer, *, without: str = "") -> _Optimizer:
     """Shows the arguments of `galore` in the signature of what takes `**projection`."""
     own = inspect.signature(function)
     kept = [x for x in own.parameters.values() if x.kind is not x.VAR_KEYWORD]
-    theirs = [_PARAMETERS[name] for name in _DEFAULTS if name != without]
+    theirs = [
+        _PARAMETERS[name].replace(default=_DEFAULTS[name])
+        for name in _DEFAULTS
+        if name != without
+    ]
     function.__signature__ = own.replace(parameters=kept + theirs)  # type: ignore[attr-defined]
     return function
 

@@ -59,7 +59,7 @@ def test_the_order_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("mark", ["count_leading_zeros", "optimization_barrier"])
 def test_it_costs_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
-    assert (mark in lowered(monkeypatch, "cpu").as_text()) == (jax.device_count() == 1)
+    assert mark in lowered(monkeypatch, "cpu").as_text()
     assert mark not in lowered(monkeypatch, "cuda").as_text()
 
 

@@ -19,7 +19,7 @@ from jax import lax
 
 from galore_optax._selection.matrices import Matrix, Side
 from galore_optax._storage.projectors import Projectors
-from galore_optax._xla.order import row_major
+from galore_optax._xla.order import row_major, unknown
 from galore_optax._xla.sharding import explicit_sharding, place, replicated
 
 _BRANCHES = 16  # of one switch
@@ -241,7 +241,7 @@ def parts(
     """`stack` cut along its first axis into such sizes, each part of another shape."""
     if len(sizes) == 1:
         return [stack.reshape(shapes[0])]
-    starts = _opaque(np.cumsum([0, *sizes[:-1]]).tolist(), step)
+    starts = unknown(np.cumsum([0, *sizes[:-1]]).tolist(), step)
     return [
         _part(start, size, shape, stack)
         for start, size, shape in zip(starts, sizes, shapes, strict=True)
@@ -253,16 +253,6 @@ def _part(
     start: jax.Array, size: int, shape: tuple[int, ...], stack: jax.Array
 ) -> jax.Array:
     return lax.dynamic_slice_in_dim(stack, start, size).reshape(shape)
-
-
-def _opaque(numbers: Sequence[int], step: jax.Array) -> tuple[jax.Array, ...]:
-    """`numbers`, which the compiler cannot tell from others.
-
-    A slice with a known start is a kernel of its own, and XLA's CPU compiler spends
-    6 ms on each; with unknown ones all leaves share one.
-    """
-    known = tuple(map(np.int32, numbers))
-    return lax.cond(step >= 0, lambda: known, lambda: (np.int32(0),) * len(known))
 
 
 def at(stack: jax.Array, entry: jax.Array) -> jax.Array:

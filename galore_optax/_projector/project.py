@@ -11,16 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import NamedSharding
 
 from galore_optax._selection.matrices import Matrix, Side
 from galore_optax._storage.projectors import Floating, Projector, Storage
-from galore_optax._xla.order import after
+from galore_optax._xla.order import after, rank_first
 from galore_optax._xla.sharding import (
     explicit_sharding,
     leaf_sharding,
     letter_sharding,
+    on_mesh,
     place,
     replicated,
 )
@@ -40,7 +40,8 @@ def project(
     """`PᵀG`: the projected axes of `gradient` replaced by one rank axis, in place."""
     sharding = explicit_sharding(gradient)
     for side, projector in zip(matrix.sides, projectors, strict=True):
-        gradient = _project(_product(matrix, side, sharding), projector, gradient)
+        product = _product(matrix, side, sharding, on_mesh(gradient))
+        gradient = _project(product, projector, gradient)
     return gradient
 
 
@@ -53,7 +54,8 @@ def lift(
     """`P U`, of the shape of the leaf; `sharding` is its under an Explicit mesh."""
     pairs = list(zip(matrix.sides, projectors, strict=True))
     for side, projector in reversed(pairs):
-        update = _lift(_product(matrix, side, sharding), projector, update)
+        product = _product(matrix, side, sharding, on_mesh(update))
+        update = _lift(product, projector, update)
     return update
 
 
@@ -65,7 +67,7 @@ class _Product:
     storage: Storage
     shape: tuple[int, ...]  # of the projector
     sharding: NamedSharding | None  # of the leaf, under an Explicit mesh
-    devices: int
+    meshed: bool  # the program may be split over devices
 
     def decode(self, projector: Projector, other: jax.Array) -> jax.Array:
         """The basis as an array, for a product with `other` and no longer."""
@@ -81,17 +83,19 @@ class _Product:
         return len(self.shape) - len(self.side.axes) - 1
 
 
-def _product(matrix: Matrix, side: Side, sharding: NamedSharding | None) -> _Product:
+def _product(
+    matrix: Matrix, side: Side, sharding: NamedSharding | None, meshed: bool
+) -> _Product:
     shape = matrix.projector_shape(side)
-    return _Product(side, matrix.storage, shape, sharding, jax.device_count())
+    return _Product(side, matrix.storage, shape, sharding, meshed)
 
 
 # Compiled by themselves so that a tree's leaves of one shape are traced once.
 @functools.partial(jax.jit, static_argnums=0)
 def _project(product: _Product, projector: Projector, gradient: jax.Array) -> jax.Array:
     basis = product.decode(projector, gradient)
-    if max(product.side.axes) < gradient.ndim - 1 and product.devices == 1:
-        basis = _rank_first(basis, product.batch)
+    if max(product.side.axes) < gradient.ndim - 1 and not product.meshed:
+        basis = rank_first(basis, product.batch)
     return _contract(product.side.project, basis, gradient, product.sharding)
 
 
@@ -99,21 +103,6 @@ def _project(product: _Product, projector: Projector, gradient: jax.Array) -> ja
 def _lift(product: _Product, projector: Projector, update: jax.Array) -> jax.Array:
     basis = product.decode(projector, update)
     return _contract(product.side.lift, basis, update, product.sharding)
-
-
-def _rank_first(basis: jax.Array, axis: int) -> jax.Array:
-    """`basis`, (batch axes, projected axes, rank), in memory with rank before `axis`.
-
-    XLA's CPU backend computes `PᵀG` at half the speed of a product whose left operand
-    is not transposed, and would undo a transposition that it can see
-    (benchmarks/floor.py).
-    """
-
-    def transposed(basis: jax.Array) -> jax.Array:
-        rows = lax.optimization_barrier(jnp.moveaxis(basis, -1, axis))
-        return jnp.moveaxis(rows, axis, -1)
-
-    return lax.platform_dependent(basis, cpu=transposed, default=lambda basis: basis)
 
 
 def _contract(

@@ -90,7 +90,7 @@ def _hyperparameter(name: str, arguments: dict[str, Any]) -> Any:
     """A schedule that says what it is where it fails, or a number."""
     value = arguments[name]
     # A filter has no scale: `galore` refuses one where it has no inner.
-    if value is None and arguments.get("inner", name) is not None:
+    if value is None and arguments.get("inner") is not None:
         return DEFAULT_SCALE
     return _schedule(name, value) if callable(value) else value
 

@@ -19,6 +19,17 @@ def explicit_sharding(x: Any) -> NamedSharding | None:
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
+def on_mesh(x: Any) -> bool:
+    """Whether XLA may split the program that computes `x` over devices.
+
+    By the mesh in its type, Auto meshes too; inside `shard_map` a program is that of
+    one device.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return any(size > 1 and kind is not AxisType.Manual for size, kind in axes)
+
+
 def leaf_sharding(x: Any) -> NamedSharding | None:
     """Where a leaf lies: by its type if that tells, else by the concrete array."""
     if isinstance(x, jax.core.Tracer):
