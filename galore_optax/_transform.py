@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from galore_optax import _state
+from galore_optax._asking.record import record, record_updates
 from galore_optax._config import Config
 from galore_optax._inner.eager import compiled
 from galore_optax._inner.params_use import depends_on_values
@@ -30,7 +31,6 @@ from galore_optax._projector.refresh import (
     initial_refresh,
     refresh_when_due,
 )
-from galore_optax._record import record, record_updates
 from galore_optax._selection.leaves import (
     Flat,
     Placeholder,

@@ -12,11 +12,11 @@ import pytest
 from optax.contrib import MuonDimensionNumbers as Dims
 
 import galore_optax as go
+from galore_optax._context import Whole, within
 from galore_optax._selection.leaves import flatten, masked_paths, named_leaves
 from galore_optax._selection.matrices import Plan
 from galore_optax._selection.rule import Selection, rank_notice
 from galore_optax._storage.projectors import Floating
-from galore_optax._whole import part_of
 
 BLOCK = {
     "embed": {"embedding": jnp.ones((50, 8))},
@@ -271,7 +271,7 @@ def test_a_layer_gets_the_verdict_of_the_whole() -> None:
     }
     layer = {"blocks": jax.tree.map(lambda leaf: leaf[0], whole["blocks"])}
     numbers = go.match_paths({"head": None, "kernel": True})
-    with part_of(whole, jnp.int32(1)):
+    with within(whole=Whole(whole, jnp.int32(1))):
         found = plan(layer, numbers, rank=4)
     assert reasons(found) == {
         "blocks/thin/bias": "bias",

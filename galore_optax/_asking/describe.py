@@ -11,9 +11,9 @@ from galore_optax._asking import advice as advice
 from galore_optax._asking import table as tables
 from galore_optax._asking.held import Held, held_by_leaf, tree_bytes
 from galore_optax._asking.leaf_report import LeafReport
+from galore_optax._asking.record import Recorded, plans_of
 from galore_optax._asking.yardstick import adam_moments, adam_moments_in_f32, adam_state
 from galore_optax._inner.params_use import ParamsUse
-from galore_optax._record import Recorded, plans_of
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
 

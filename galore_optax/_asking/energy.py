@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from galore_optax._asking.record import galore_states, plans_of
 from galore_optax._projector.project import accumulation_dtype, project
-from galore_optax._record import galore_states, plans_of
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
 from galore_optax._state import read

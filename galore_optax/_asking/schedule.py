@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import optax
 
+from galore_optax._asking.record import Recorded, galore_states, plans_of
 from galore_optax._projector.refresh import Calendar, calendar, joined
-from galore_optax._record import Recorded, galore_states, plans_of
 
 # Steps after a scheduled one at which a refused basis may be tried again: gradients are
 # zero at first behind projections that begin as zeros, and not finite while the scale

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from galore_optax._whole import current
+from galore_optax._context import current
 
 
 def compiled(
@@ -30,7 +30,9 @@ def compiled(
         static = {k: v for k, v in extra_args.items() if isinstance(v, bool | None)}
         arrays = {k: v for k, v in extra_args.items() if k not in static}
         trees = (updates, state, params, arrays)
-        if current() is not None or not all(map(_is_array, jax.tree.leaves(trees))):
+        if current().whole is not None or not all(
+            map(_is_array, jax.tree.leaves(trees))
+        ):
             return transformation.update(updates, state, params, **extra_args)
         return run(trees, tuple(static.items()))
 

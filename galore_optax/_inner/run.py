@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from galore_optax._context import within
 from galore_optax._inner.decay import away_from_zero
 from galore_optax._inner.params_use import Arguments, Decay, ParamsUse, read_use
 from galore_optax._inner.readings import Known, Readings, types
 from galore_optax._projector.project import lift, project, zero_coordinates
 from galore_optax._selection.leaves import Flat, flatten
 from galore_optax._selection.matrices import Matrix, Plan
-from galore_optax._storage.moments import only_read
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla import order as _order
 from galore_optax._xla.order import in_turn
@@ -213,7 +213,7 @@ class _FullSize:
             )
             return _leaves(self.params, updates), jax.tree.leaves(new)
 
-        with only_read():
+        with within(only_read=True):
             return Known(read_use(update, self._arguments(shapes)), shapes)
 
     def coordinates(self, use: ParamsUse) -> Any:

@@ -6,15 +6,15 @@ from typing import Any
 import jax
 import optax
 
-from galore_optax._inner.params_use import is_affine
-from galore_optax._projector.refresh import When
-from galore_optax._record import (
+from galore_optax._asking.record import (
     Recorded,
     galore_states,
     heard,
     is_state,
     updates_that_reach,
 )
+from galore_optax._inner.params_use import is_affine
+from galore_optax._projector.refresh import When
 from galore_optax._selection.leaves import flatten
 from galore_optax._state import GaLoreState
 from galore_optax._transform import project_all, renew

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, get_args
 
 from galore_optax._arguments import check_gap, check_rank, check_scale
+from galore_optax._context import current
 from galore_optax._selection.dimensions import (
     WeightDimensionNumbers,
     resolve,
@@ -18,7 +19,6 @@ from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix, Plan, Reached, Side, few
 from galore_optax._storage.projectors import Storage
 from galore_optax._types import PerLeaf, ProjType, Scalar
-from galore_optax._whole import current
 
 PROJ_TYPES: tuple[str, ...] = get_args(ProjType)
 SAVES_NOTHING = "rank saves nothing"
@@ -94,7 +94,7 @@ class Selection:
 
     def plan(self, params: Any) -> Plan:
         """Decides every leaf of `params`, which may be abstract."""
-        flat, whole = flatten(params), current()
+        flat, whole = flatten(params), current().whole
         places = self._places(params if whole is None else whole.params)
         matrices = tuple(
             self._matrix(position, path, value, _find(places, path))

@@ -6,12 +6,10 @@ decode      the stored state as the inner made it, boxes included
 encode      what the inner made of that, stored again
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -20,6 +18,7 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
+from galore_optax._context import current
 from galore_optax._selection.leaves import Placeholder, is_box
 from galore_optax._storage.fill import fills
 from galore_optax._xla.sharding import leaf_sharding, place
@@ -195,7 +194,7 @@ class _Slot:
         signed = self.storage.sign(self.path) == "signed"
         if number:
             return _encode_full(self.storage.code, shape, signed, number)
-        zeros_of = _zeros if _ONLY_READ.get() else _zeros_
+        zeros_of = _zeros if current().only_read else _zeros_
         zeros = zeros_of(self.storage.code, shape, signed)
         return jax.tree.map(functools.partial(_beside, self._like), zeros)
 
@@ -234,23 +233,6 @@ def _form(code: Code, shape: tuple[int, ...], signed: bool) -> Any:
     return jax.eval_shape(lambda: code.zeros(shape, signed))
 
 
-_ONLY_READ = contextvars.ContextVar("only_read", default=False)
-
-
-@contextlib.contextmanager
-def only_read() -> Iterator[None]:
-    """For traces that are looked at and never compiled: of calls, not of their insides.
-
-    A compiled step has no calls: XLA would hold what goes in and comes out, 1.5 GB of
-    a 7B step on GPU.
-    """
-    token = _ONLY_READ.set(True)
-    try:
-        yield
-    finally:
-        _ONLY_READ.reset(token)
-
-
 class _Compiled:
     """A method of codes, traced once for all leaves of one shape."""
 
@@ -259,7 +241,7 @@ class _Compiled:
         self._inlined = jax.jit(method, static_argnums=statics, inline=True)
 
     def __call__(self, *arguments: Any) -> Any:
-        return (self._called if _ONLY_READ.get() else self._inlined)(*arguments)
+        return (self._called if current().only_read else self._inlined)(*arguments)
 
 
 def _encode_(code: Code, x: jax.Array, signed: bool) -> Quantized:

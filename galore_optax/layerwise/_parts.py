@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from galore_optax._context import Whole, within
 from galore_optax._projector.coordinates import project_gradients
-from galore_optax._whole import part_of
 from galore_optax._xla.order import row_major
 
 
@@ -142,5 +142,5 @@ class Optimizer(NamedTuple):
         return getattr(low, part.name), state
 
     def _in(self, part: Part, run: Callable[[], Any]) -> Any:
-        with part_of(self.shapes, part.layer):
+        with within(whole=Whole(self.shapes, part.layer)):
             return run()

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import optax
 
+from galore_optax._asking.record import heard
 from galore_optax._asking.yardstick import adam_state
-from galore_optax._record import heard
 from galore_optax.layerwise import Params
 from galore_optax.memory._activations import Activations
 from galore_optax.memory._bytes import StateBytes, state_bytes, tree_bytes

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from galore_optax._record import Recorded
+from galore_optax._asking.record import Recorded
 from galore_optax.memory._bytes import StateBytes
 
 _WIDE = 4  # bytes of f32, in which projection products accumulate

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks a transformation, however wrapped, about the `galore` parts inside it."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from galore_optax._config import Config
+from galore_optax._context import current, within
 from galore_optax._inner.params_use import ParamsUse
 from galore_optax._selection.leaves import is_masked
 from galore_optax._selection.matrices import Plan
@@ -24,19 +22,9 @@ class Recorded(NamedTuple):
     use: ParamsUse | None  # of the inner; `None` where it needs extra arguments
 
 
-_RECORDS: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar(
-    "galore_optax_records", default=None
-)
-
-
-_UPDATES: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar(
-    "galore_optax_updates", default=None
-)
-
-
 def record(plan: Plan, config: Config, use: ParamsUse | None) -> bool:
     """Called by `init`; whether somebody asks, inside `plans_of`."""
-    records = _RECORDS.get()
+    records = current().records
     if records is not None:
         records.append(Recorded(plan.abstract(), config, use))
     return records is not None
@@ -44,27 +32,18 @@ def record(plan: Plan, config: Config, use: ParamsUse | None) -> bool:
 
 def record_updates(updates: Any) -> bool:
     """Called by `update`; whether these updates were asked for, and nothing else."""
-    found = _UPDATES.get()
+    found = current().updates
     if found is not None:
         found.append(updates)
     return found is not None
-
-
-@contextlib.contextmanager
-def _listening(variable: contextvars.ContextVar[Any]) -> Iterator[list[Any]]:
-    found: list[Any] = []
-    token = variable.set(found)
-    try:
-        yield found
-    finally:
-        variable.reset(token)
 
 
 def updates_that_reach(
     tx: optax.GradientTransformation, updates: Any, state: Any, params: Any
 ) -> list[Any]:
     """What each `galore` inside `tx` is given for coordinates `updates`; to trace."""
-    with _listening(_UPDATES) as found:
+    found: list[Any] = []
+    with within(updates=found):
         tx.update(updates, state, params, projected=True)
     return found
 
@@ -90,7 +69,8 @@ def heard(
     tx: optax.GradientTransformation, params: Any
 ) -> tuple[tuple[Recorded, ...], Any]:
     """As `plans_of`, but there may be none."""
-    with _listening(_RECORDS) as records:
+    records: list[Recorded] = []
+    with within(records=records):
         # A new function each time: JAX would remember the shapes, and trace no more.
         state = jax.eval_shape(lambda tree: tx.init(tree), params)
     return tuple(records), state
