@@ -14,6 +14,7 @@ from galore_optax._optimizers.adafactor import galore_adafactor as galore_adafac
 from galore_optax._optimizers.adamw import galore_adamw as galore_adamw
 from galore_optax._optimizers.adamw import galore_adamw8bit as galore_adamw8bit
 from galore_optax._projector.coordinates import project_gradients as project_gradients
+from galore_optax._projector.coordinates import update_projected as update_projected
 from galore_optax._projector.refresh import Refresh as Refresh
 from galore_optax._selection.dimensions import match_paths as match_paths
 from galore_optax._selection.rule import Leaf as Leaf

@@ -213,8 +213,8 @@ def project_all(plan: Plan, state: GaLoreState) -> list[jax.Array]:
 def _plan_of_coordinates(config: Config, updates: Any, params: Any) -> Plan:
     if params is None:
         raise ValueError(
-            "update(..., projected=True) needs params: what was projected cannot be"
-            " told from coordinates. Call update(coordinates, state, params, ...)."
+            "update_projected needs params: what was projected cannot be told from"
+            " coordinates. Call update_projected(tx, coordinates, state, params)."
         )
     plan = config.selection.plan(params)
     found = flatten(updates)
@@ -225,7 +225,7 @@ def _plan_of_coordinates(config: Config, updates: Any, params: Any) -> Plan:
         expected = matrix.coordinate_shape if matrix else param.shape
         if value.shape != expected:
             raise ValueError(
-                f"update(..., projected=True) was given {value.shape} for '{path}',"
+                f"update_projected was given {value.shape} for '{path}',"
                 f" whose coordinates are {expected}. Make them with"
                 " galore_optax.project_gradients."
             )

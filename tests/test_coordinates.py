@@ -23,7 +23,7 @@ def step(tx: Any, state: Any, micro_batches: list[Any]) -> tuple[Any, Any]:
         )
         total = low if total is None else jax.tree.map(jnp.add, total, low)
     mean = jax.tree.map(lambda x: x / len(micro_batches), total)
-    return tx.update(mean, state, PARAMS, projected=True)
+    return galore_optax.update_projected(tx, mean, state, PARAMS)
 
 
 def adamw(**options: Any) -> Any:
@@ -91,10 +91,10 @@ def test_several_galores_and_none() -> None:
 def test_wrong_coordinates_are_named() -> None:
     tx = adamw()
     state, gradients = tx.init(PARAMS), normal_like(PARAMS, 0)
-    with pytest.raises(ValueError, match=r"projected=True.* needs params"):
-        tx.update(gradients, state, projected=True)
+    with pytest.raises(ValueError, match=r"update_projected needs params"):
+        galore_optax.update_projected(tx, gradients, state, None)
     with pytest.raises(ValueError, match=r"\(24, 16\) for 'down'.*are \(24, 4\)"):
-        tx.update(gradients, state, PARAMS, projected=True)
+        galore_optax.update_projected(tx, gradients, state, PARAMS)
 
 
 def test_what_precedes_galore_and_is_not_linear_is_refused() -> None:

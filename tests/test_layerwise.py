@@ -83,7 +83,7 @@ def plain_step(model: layerwise.Model, tx: Any) -> Any:
             )
             low = jax.tree.map(lambda x: x / len(batches), low)
             total = low if total is None else jax.tree.map(jnp.add, total, low)
-        updates, state = tx.update(total, state, params, projected=True)
+        updates, state = galore_optax.update_projected(tx, total, state, params)
         return optax.apply_updates(params, updates), state, total
 
     return jax.jit(step)

@@ -33,8 +33,8 @@ def project_gradients(
     .. math:: R = P^T G
 
     For gradient accumulation in (rank, n) instead of (m, n): the first micro-batch of
-    a step decides the bases, the others only project, and the mean is what `update`
-    takes, marked as `projected`. Averages commute with the projection, so that on a
+    a step decides the bases, the others only project, and the mean is what
+    `update_projected` takes. Averages commute with the projection, so that on a
     step without refresh the result is that of accumulating at full size.
 
     Args:
@@ -65,7 +65,7 @@ def project_gradients(
       >>> total["w"].shape
       (4, 32)
       >>> mean = jax.tree.map(lambda x: x / 2, total)
-      >>> updates, state = tx.update(mean, state, params, projected=True)
+      >>> updates, state = galore_optax.update_projected(tx, mean, state, params)
 
     Source: Zhao et al., arXiv 2403.03507, section 4.3, asks for one update a batch.
     """
@@ -77,6 +77,45 @@ def project_gradients(
     if records:
         _refuse_what_precedes(tx, gradients, given, params)
     return gradients, state
+
+
+def update_projected(
+    tx: optax.GradientTransformation,
+    coordinates: Any,
+    state: Any,
+    params: Any,
+    **extra_args: Any,
+) -> tuple[Any, Any]:
+    r"""`tx.update`, given gradients that `project_gradients` made small.
+
+    .. math:: U, s = \mathrm{inner}(R, s), \quad \Delta W = \mathrm{scale} \cdot P U
+
+    Args:
+      tx: the transformation; `galore` anywhere inside it, or nowhere.
+      coordinates: a tree like params, each projected leaf with rank in place of its
+        projected axes; of `project_gradients`, or a mean of such.
+      state: of `tx`, as `project_gradients` returned it: no basis is renewed here.
+      params: the parameters.
+      **extra_args: of `tx.update`.
+
+    Returns:
+      full-size updates and the new state, as `tx.update` does.
+
+    Raises:
+      ValueError: the coordinates are those of another tree, rank or side.
+
+    Example:
+      >>> import galore_optax, jax.numpy as jnp, optax
+      >>> tx = galore_optax.galore(optax.adam(1e-3), rank=4)
+      >>> params = {"w": jnp.ones((16, 32))}
+      >>> low, state = galore_optax.project_gradients(
+      ...     tx, params, tx.init(params), params)
+      >>> updates, state = galore_optax.update_projected(tx, low, state, params)
+      >>> updates["w"].shape
+      (16, 32)
+    """
+    update = optax.with_extra_args_support(tx).update
+    return update(coordinates, state, params, projected=True, **extra_args)
 
 
 def _refuse_what_precedes(
