@@ -13,7 +13,7 @@ from galore_optax.memory import config_path
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = ROOT / "examples" / "llama"
-for folder in (LLAMA, ROOT / "examples" / "finetune"):
+for folder in (ROOT / "examples", LLAMA, ROOT / "examples" / "finetune"):
     sys.path.insert(0, str(folder))
 collect_ignore_glob = []
 try:
