@@ -17,6 +17,7 @@ from optax.contrib import MuonDimensionNumbers
 import galore_optax as go
 from galore_optax import subspace
 from galore_optax._asking.schedule import RETRIES
+from galore_optax.subspace._base import basis_by_products
 from tests.helpers import counters, normal, normal_like, orthonormality, with_spectrum
 
 METHODS = {
@@ -304,6 +305,21 @@ def test_every_basis_is_orthonormal(
         assert orthonormality(state.projector["w"]) < ORTHONORMAL
         assert state.refresh.last["w"] == 0
         assert state.refresh.refused["w"] == 0
+
+
+@pytest.mark.parametrize("method", ["power", "randomized", "random"])
+@pytest.mark.parametrize("cold", [True, False])
+def test_a_basis_by_products_is_that_of_the_gradient(method: str, cold: bool) -> None:
+    found = METHODS[method] if method != "power" else subspace.power(product_dtype="f4")
+    assert isinstance(found, subspace.ByProducts)
+    gradient = with_spectrum(0, (24, 40), np.arange(1.0, 25) ** -1).astype(np.float32)
+    given = jnp.eye(24, 4), jax.random.PRNGKey(3), jnp.bool_(cold)
+    direct = found.basis(gradient / np.abs(gradient).max(), *given)
+    by_products = basis_by_products(found, gradient, *given)
+    # The same span: cosines of the angles between are 1 up to f32 products, whose
+    # errors are of their condition, 24, and of a scale that only one of them has.
+    cosines = np.linalg.svd(np.asarray(direct.T @ by_products))[1]
+    np.testing.assert_allclose(cosines, 1, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:the rank reaches a dimension")

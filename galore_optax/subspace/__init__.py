@@ -5,6 +5,7 @@ Each function returns a small frozen object that follows `Subspace`; anything el
 does so can be passed to `galore(subspace=...)`.
 """
 
+from galore_optax.subspace._base import ByProducts as ByProducts
 from galore_optax.subspace._base import Subspace as Subspace
 from galore_optax.subspace.eigh import eigh as eigh
 from galore_optax.subspace.power import power as power

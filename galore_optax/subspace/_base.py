@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The protocol of a subspace method, and the linear algebra that methods share."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,65 @@ class Subspace(Protocol):
           (m, rank), of the dtype of `gradient`.
         """
         ...
+
+
+@runtime_checkable
+class ByProducts(Subspace, Protocol):
+    """A method that needs no more of a gradient than products with it.
+
+    Where the gradient itself is never formed, each product is a pass over the model
+    that makes those of all matrices. Vectors are rows:
+
+        X = start(...), (width, m)
+        passes(cold) times:  Y = right(X G), (width, n);  X = Y Gᵀ,
+                             and between two of them      X = between(X)
+        P = finish(X, ...)ᵀ, (m, rank)
+    """
+
+    def passes(self, cold: jax.Array) -> int | jax.Array:
+        """How many pairs of products; a static 0 where the gradient is not needed."""
+        ...
+
+    def start(
+        self, shape: tuple[int, ...], previous: jax.Array, key: jax.Array, cold: Any
+    ) -> jax.Array:
+        """(width, m), for a gradient of `shape`; the rest is as in `basis`."""
+        ...
+
+    def right(self, coordinates: jax.Array) -> jax.Array:
+        """(width, n) -> the same, so that no direction is lost to rounding."""
+        ...
+
+    def between(self, rows: jax.Array) -> jax.Array:
+        """(width, m) -> the same, likewise."""
+        ...
+
+    def finish(self, rows: jax.Array, rank: int, key: jax.Array) -> jax.Array:
+        """(width, m) -> (m, rank)."""
+        ...
+
+
+def basis_by_products(
+    method: ByProducts,
+    gradient: jax.Array,
+    previous: jax.Array,
+    key: jax.Array,
+    cold: jax.Array,
+) -> jax.Array:
+    """`method.basis`, from the gradient itself."""
+
+    def product(rows: jax.Array) -> jax.Array:
+        return matmul(method.right(matmul(rows, gradient)), gradient.T)
+
+    rows, passes = (
+        method.start(gradient.shape, previous, key, cold),
+        method.passes(cold),
+    )
+    if not (isinstance(passes, int) and passes == 0):
+        rows = lax.fori_loop(
+            0, passes - 1, lambda _, x: product(method.between(x)), product(rows)
+        )
+    return method.finish(rows, previous.shape[1], key)
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -66,7 +66,20 @@ def iterate(
     """
 
     def again(_: Any, rows: jax.Array) -> jax.Array:
-        return product(_pass(rows, _gram(rows)))
+        return product(apart(rows))
+
+    left = jnp.asarray(products - 1, jnp.int32)
+    rows = lax.fori_loop(0, left, again, product(start))
+    return complete(rows, noise)
+
+
+def apart(rows: jax.Array) -> jax.Array:
+    """One pass of Cholesky QR, which keeps rows from becoming one direction."""
+    return _pass(rows, _gram(rows))
+
+
+def complete(rows: jax.Array, noise: jax.Array) -> jax.Array:
+    """As many passes as it takes, and `noise` for rows that depend on others."""
 
     def unfinished(state: _Passes) -> jax.Array:
         return (_error(state.gram) > _NEARLY) & (state.number < _PASSES)
@@ -78,10 +91,9 @@ def iterate(
         rows = jnp.where((sound | ~anew)[:, None], rows, noise)
         return _Passes(rows, _gram(rows), state.number + 1)
 
-    left = jnp.asarray(products - 1, jnp.int32)
-    rows = lax.fori_loop(0, left, again, product(start))
     # No constant: inside `shard_map` a carry varies over devices from the start.
-    end = lax.while_loop(unfinished, once, _Passes(rows, _gram(rows), 0 * left))
+    none = 0 * jnp.isnan(rows[0, 0]).astype(jnp.int32)
+    end = lax.while_loop(unfinished, once, _Passes(rows, _gram(rows), none))
     return 1.5 * end.rows - 0.5 * matmul(end.gram, end.rows)
 
 

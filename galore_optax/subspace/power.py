@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from galore_optax.subspace._base import Subspace
-from galore_optax.subspace._cholesky import iterate
+from galore_optax.subspace._cholesky import apart, complete, iterate
 
 # A basis blind to some direction of the gradient would stay blind: G Gᵀ P never leaves
 # a subspace that P does not touch. This much noise, relative to the unit columns of P,
@@ -39,18 +39,36 @@ class _Power:
         key: jax.Array,
         cold: jax.Array,
     ) -> jax.Array:
-        # Rows are the vectors from here on.
-        noise = _noise(key, previous.shape[::-1]).astype(previous.dtype)
-        start = jnp.where(cold, noise, previous.T + _NOISE * noise)
-        steps = jnp.where(cold, self.cold_steps, self.steps)
-
+        # Not `basis_by_products`, for the products that are rounded.
+        start = self.start(gradient.shape, previous, key, cold)
+        noise = _noise(key, start.shape).astype(start.dtype)
         rounded = self._rounded(gradient)
 
         def product(basis: jax.Array) -> jax.Array:
             coordinates = self._einsum("rm,mn->rn", basis, rounded)
             return self._einsum("rn,mn->rm", coordinates, rounded)
 
-        return iterate(start, product, steps, noise).T
+        return iterate(start, product, self.passes(cold), noise).T
+
+    def passes(self, cold: jax.Array) -> jax.Array:
+        return jnp.where(cold, self.cold_steps, self.steps)
+
+    def start(
+        self, shape: tuple[int, ...], previous: jax.Array, key: jax.Array, cold: Any
+    ) -> jax.Array:
+        del shape
+        noise = _noise(key, previous.shape[::-1]).astype(previous.dtype)
+        return jnp.where(cold, noise, previous.T + _NOISE * noise)
+
+    def right(self, coordinates: jax.Array) -> jax.Array:
+        return coordinates
+
+    def between(self, rows: jax.Array) -> jax.Array:
+        return apart(rows)
+
+    def finish(self, rows: jax.Array, rank: int, key: jax.Array) -> jax.Array:
+        del rank
+        return complete(rows, _noise(key, rows.shape).astype(rows.dtype)).T
 
     def _einsum(self, equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
         """Of rounded operands, added up in the dtype of `a`.

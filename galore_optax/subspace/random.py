@@ -3,10 +3,11 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 
-from galore_optax.subspace._base import Subspace, orthonormalise
+from galore_optax.subspace._base import Subspace, basis_by_products, orthonormalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +21,27 @@ class _Random:
         key: jax.Array,
         cold: jax.Array,
     ) -> jax.Array:
+        return basis_by_products(self, gradient, previous, key, cold)
+
+    def passes(self, cold: jax.Array) -> int:
         del cold
-        rows, rank = previous.shape
-        columns = jax.random.normal(key, (rows, rank), gradient.dtype)
-        return (
-            orthonormalise(columns) if self.orthonormal else columns / math.sqrt(rank)
-        )
+        return 0
+
+    def start(
+        self, shape: tuple[int, ...], previous: jax.Array, key: jax.Array, cold: Any
+    ) -> jax.Array:
+        del shape, cold
+        return jax.random.normal(key, previous.shape, previous.dtype).T
+
+    def right(self, coordinates: jax.Array) -> jax.Array:
+        return coordinates
+
+    def between(self, rows: jax.Array) -> jax.Array:
+        return rows
+
+    def finish(self, rows: jax.Array, rank: int, key: jax.Array) -> jax.Array:
+        del key
+        return orthonormalise(rows.T) if self.orthonormal else rows.T / math.sqrt(rank)
 
 
 def random(*, orthonormal: bool = True) -> Subspace:

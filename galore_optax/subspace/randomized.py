@@ -2,11 +2,17 @@
 """A near-exact basis from a random sketch of the gradient."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from galore_optax.subspace._base import Subspace, matmul, orthonormalise
+from galore_optax.subspace._base import (
+    Subspace,
+    basis_by_products,
+    matmul,
+    orthonormalise,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,30 +35,45 @@ class _Randomized:
         key: jax.Array,
         cold: jax.Array,
     ) -> jax.Array:
+        return basis_by_products(self, gradient, previous, key, cold)
+
+    def passes(self, cold: jax.Array) -> int:
         del cold
-        rank = previous.shape[-1]
-        width = min(rank + self.oversample, *gradient.shape)
-        test = jax.random.normal(key, (gradient.shape[1], width), gradient.dtype)
-        wide = orthonormalise(matmul(gradient, test))
-        for _ in range(self.power_steps):
-            # Orthonormalising on both sides keeps the small directions, which the
-            # square of the gradient would lose to rounding.
-            right = orthonormalise(matmul(gradient.T, wide))
-            wide = orthonormalise(matmul(gradient, right))
-        small = matmul(wide.T, gradient)
+        return self.power_steps + 1
+
+    def start(
+        self, shape: tuple[int, ...], previous: jax.Array, key: jax.Array, cold: Any
+    ) -> jax.Array:
+        del cold
+        width = min(previous.shape[1] + self.oversample, *shape)
+        return jax.random.normal(key, (width, shape[0]), previous.dtype)
+
+    def right(self, coordinates: jax.Array) -> jax.Array:
+        # Orthonormalising on both sides keeps the small directions, which the square
+        # of the gradient would lose to rounding.
+        return orthonormalise(coordinates.T).T
+
+    def between(self, rows: jax.Array) -> jax.Array:
+        return orthonormalise(rows.T).T
+
+    def finish(self, rows: jax.Array, rank: int, key: jax.Array) -> jax.Array:
+        """The leading directions of `G Y Yᵀ`, with the rows of `Y` orthonormal."""
+        del key
+        wide = orthonormalise(rows.T)
+        small = matmul(wide.T, rows.T)
         _, rotation = jnp.linalg.eigh(matmul(small, small.T))
         return orthonormalise(matmul(wide, rotation[:, ::-1][:, :rank]))
 
 
 def randomized(*, oversample: int = 8, power_steps: int = 2) -> Subspace:
-    """The randomized range finder: `P` from `(G Gᵀ)^q G Ω` with a Gaussian `Ω`.
+    """The randomized range finder: `P` from `G (GᵀG)^q Gᵀ Ω` with a Gaussian `Ω`.
 
     Needs no earlier basis, so its quality does not depend on how fast the gradient
     turns; `power` is cheaper where it turns slowly.
 
     Args:
       oversample: extra columns of the sketch, dropped at the end.
-      power_steps: q, the number of passes over the gradient and its transpose.
+      power_steps: q, the number of further passes over the gradient and its transpose.
 
     Returns:
       a subspace method.
