@@ -13,7 +13,7 @@ import galore_optax as go
 from galore_optax._xla import order as _order
 from tests.helpers import normal_like
 
-pytestmark = pytest.mark.one_device
+pytestmark = [pytest.mark.one_device, pytest.mark.optimized]
 alone = pytest.mark.skipif(jax.device_count() > 1, reason="needs a single device")
 
 COUNT, SIZE, WIDE = 16, 256, 264  # the shorter axis comes first

@@ -229,6 +229,7 @@ def products(tx: optax.GradientTransformation, steady: bool = True) -> int:
     return text.count(" dot(")
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("inner", [optax.adam(LR), optax.adamw(LR), optax.lion(LR)])
 def test_no_product_beyond_project_and_lift(
     inner: optax.GradientTransformation,
@@ -236,6 +237,7 @@ def test_no_product_beyond_project_and_lift(
     assert products(galore_optax.galore(inner, rank=4)) == 2
 
 
+@pytest.mark.optimized
 def test_coordinates_cost_one_product_more() -> None:
     assert products(galore_optax.galore(optax.lamb(LR), rank=4)) == 3
 

@@ -260,6 +260,7 @@ def test_update_lies_in_the_span_of_the_decoded_projector(dtype: str) -> None:
         assert orthonormality(p) < {"int8": 0.03, "int4": 0.4}[dtype]
 
 
+@pytest.mark.optimized
 @pytest.mark.one_device
 @pytest.mark.skipif(jax.device_count() > 1, reason="needs a single device")
 def test_lift_decodes_again() -> None:

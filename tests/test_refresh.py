@@ -180,6 +180,7 @@ def compiled(refresh: Any) -> str:
     return jax.jit(update).lower(MODEL, state, MODEL).compile().as_text()
 
 
+@pytest.mark.optimized
 def test_one_loop_of_no_turn_when_nothing_is_due() -> None:
     text = compiled(None)
     assert executed(text) == (0, 1)
@@ -189,6 +190,7 @@ def test_one_loop_of_no_turn_when_nothing_is_due() -> None:
     assert "bf16" not in entry_of(text)
 
 
+@pytest.mark.optimized
 def test_vmap_compiles_to_one_loop_and_no_select() -> None:
     tx = go.galore(optax.adam(0.1), rank=2)
     stacked = jax.tree.map(lambda x: jnp.stack([x, x]), MODEL)
@@ -197,6 +199,7 @@ def test_vmap_compiles_to_one_loop_and_no_select() -> None:
     assert executed(text) == (0, 1)
 
 
+@pytest.mark.optimized
 def test_static_false_compiles_no_refresh_code() -> None:
     text = compiled(False)
     assert executed(text) == (0, 0)
