@@ -24,6 +24,8 @@ from galore_optax._schedule import refresh_schedule as refresh_schedule
 from galore_optax._selection import Leaf as Leaf
 from galore_optax._state import GaLoreState as GaLoreState
 from galore_optax._stored import QuantizedProjector as QuantizedProjector
+from galore_optax.backward import explain as explain
+from galore_optax.backward import value_and_projected_grad as value_and_projected_grad
 
 try:
     __version__ = _version("galore_optax")
