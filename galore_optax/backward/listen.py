@@ -86,7 +86,8 @@ def _varying_like(z: jax.Array, y: jax.Array) -> jax.Array:
 
 def _varies_over(x: jax.Array) -> frozenset[Any]:
     """Axes of the mesh, inside `shard_map`."""
-    return getattr(jax.typeof(x), "vma", frozenset())
+    kind: Any = jax.typeof(x)
+    return kind.mat.varying if hasattr(kind, "mat") else kind.vma
 
 
 @dataclasses.dataclass(frozen=True)
