@@ -61,9 +61,8 @@ class Dot(NamedTuple):
 
 
 def _dot_general(run: Run, equation: Any, operands: list[Any]) -> list[Any] | None:
-    contracted = equation.params["dimension_numbers"][0]
-    for operand, axes in zip(operands, contracted, strict=True):
-        if isinstance(operand, Factored) and _is_torn(operand.addend, axes):
+    for side, operand in enumerate(operands):
+        if isinstance(operand, Factored) and not _can_listen(equation, operand, side):
             return None
     # With two weights, each gets what the other, constant, makes of its addend.
     left, right = map(value_of, operands)
@@ -74,12 +73,16 @@ def _dot_general(run: Run, equation: Any, operands: list[Any]) -> list[Any] | No
     return [y]
 
 
-def _is_torn(addend: Addend, contracted: Any) -> bool:
-    """Whether a basis projects axes on both sides of the product."""
-    letters = {addend.axes[axis] for axis in contracted}
-    return any(
-        0 < len(letters & set(projected)) < len(projected)
-        for projected in map(addend.projected, addend.bases)
+def _can_listen(equation: Any, weight: Factored, side: int) -> bool:
+    """Whether each basis has all that it projects in `x` alone, or in `y` alone."""
+    axes = weight.addend.axes
+    contracted, batch = (
+        {axes[axis] for axis in pairs[side]}
+        for pairs in equation.params["dimension_numbers"]
+    )
+    projected = [set(weight.addend.projected(x)) for x in weight.addend.bases]
+    return all(
+        not x & batch and (x <= contracted or not x & contracted) for x in projected
     )
 
 

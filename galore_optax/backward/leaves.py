@@ -74,13 +74,25 @@ def weights_of(tx: optax.GradientTransformation, state: Any, params: Any) -> Wei
     """The leaves of `params` with the bases in `state`.
 
     Raises:
+      TypeError: a leaf has no gradient.
       ValueError: where `project_gradients` does.
     """
+    flat = flatten(params)
+    for path, value in flat.items():
+        _check_differentiable(path, value)
     project = functools.partial(project_gradients, tx, refresh=False)
     low, _ = jax.eval_shape(project, params, state, params)
     values, structure = jax.tree.flatten(params)
-    paths = flatten(params).paths
-    return Weights(values, paths, structure, low, _addends(tx, state, params, paths))
+    addends = _addends(tx, state, params, flat.paths)
+    return Weights(values, flat.paths, structure, low, addends)
+
+
+def _check_differentiable(path: str, value: Any) -> None:
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        raise TypeError(
+            f"'{path}' is {value.dtype}, and has no gradient. Keep it out of params:"
+            " give it to the loss in another argument."
+        )
 
 
 def _zeros(x: Any) -> jax.Array:
