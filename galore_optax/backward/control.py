@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec, Sharding
 
 from galore_optax.backward.addend import Addend, Factored
+from galore_optax.backward.params import manual_axes, scan_parts
 from galore_optax.backward.rules import Rule, Run
 
 
@@ -55,14 +56,13 @@ def _cond(run: Run, equation: Any, operands: list[Any]) -> list[Any]:
 
 def _scan(run: Run, equation: Any, operands: list[Any]) -> list[Any]:
     p = equation.params
-    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
     body = p["jaxpr"].jaxpr
-    consts, carry, stacks = operands[:first], operands[first:last], operands[last:]
+    consts, carry, stacks = scan_parts(equation, operands)
     # A weight that is carried along unchanged is a constant.
     fixed = [
         value if isinstance(value, Factored) and before is after else None
         for value, before, after in zip(
-            carry, body.invars[first:last], body.outvars, strict=False
+            carry, body.invars[len(consts) :], body.outvars, strict=False
         )
     ]
     carry = [
@@ -159,7 +159,7 @@ def _shard_map(run: Run, equation: Any, operands: list[Any]) -> list[Any]:
         mesh=p["mesh"],
         in_specs=(specs,),
         out_specs=list(p["out_specs"]),
-        axis_names=p["newly_manual_axes"],
+        axis_names=manual_axes(equation),
         check_vma=p["check_vma"],
     )
     return mapped(operands)
