@@ -170,6 +170,11 @@ def test_a_primitive_never_seen_before_falls_back() -> None:
     assert_close(found, expected, F32)
 
 
+def test_refuses_several_arguments_as_params() -> None:
+    with pytest.raises(TypeError, match=r"argnums=\(0, 1\)\) must be one integer"):
+        value_and_projected_grad(loss, galore(), argnums=(0, 1))  # type: ignore[arg-type]
+
+
 def test_refuses_a_state_of_other_parameters() -> None:
     tx = galore()
     run = value_and_projected_grad(loss, tx)

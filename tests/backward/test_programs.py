@@ -169,7 +169,10 @@ def mapped(w, x):
 @case((20, 6))
 def tied_embedding(w, x):
     tokens = jnp.abs(100 * x[:, 0]).astype(int) % 20
-    return total(w[tokens]) + total(jnp.take(w, tokens[::2], axis=0) @ w.T)
+    beyond = jnp.take(w, tokens + 12, axis=0, mode="fill", fill_value=0.5)
+    return (
+        total(w[tokens]) + total(jnp.take(w, tokens[::2], axis=0) @ w.T) + total(beyond)
+    )
 
 
 @case((6, 6))
