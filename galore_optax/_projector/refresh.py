@@ -86,7 +86,7 @@ def _share(gap: Any, number: Any, total: int) -> Any:
 
 
 @jax.custom_batching.custom_vmap
-def _any_lane(flags: jax.Array) -> jax.Array:
+def any_lane(flags: jax.Array) -> jax.Array:
     """`flags`, joined by `or` over every axis that `jax.vmap` adds.
 
     A batched predicate would turn the conditional into a select that runs both branches
@@ -95,12 +95,12 @@ def _any_lane(flags: jax.Array) -> jax.Array:
     return flags
 
 
-@_any_lane.def_vmap
+@any_lane.def_vmap
 def _any_of_lanes(
     axis_size: int, in_batched: list[bool], flags: jax.Array
 ) -> tuple[jax.Array, bool]:
     del axis_size, in_batched
-    return _any_lane(jnp.any(flags, axis=0)), False
+    return any_lane(jnp.any(flags, axis=0)), False
 
 
 def refresh_when_due(
@@ -140,7 +140,7 @@ def refresh_when_due(
     owed = calendar(plan, stagger).owed(joined(plan, refresh.last), count)
     owed = jnp.ones_like(owed) if when is True else owed
     owed = owed if when is None or when is True else owed & when
-    inputs = _Inputs(gradients, _any_lane(owed), owed, key, count)
+    inputs = _Inputs(gradients, any_lane(owed), owed, key, count)
     renew = functools.partial(_renew, plan, method, not stagger)
     if when is True:
         return renew(inputs, (projectors, refresh))

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`value_and_projected_grad`: gradients in coordinates, without the gradients."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from galore_optax._projector.coordinates import project_gradients
+from galore_optax._projector.refresh import When
+from galore_optax.backward.interpreter import Interpreter
+from galore_optax.backward.leaves import (
+    Weights,
+    bases_of,
+    is_due,
+    weights_of,
+    with_bases,
+)
+from galore_optax.backward.loss import Traced, trace
+
+
+def value_and_projected_grad(
+    loss: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    *,
+    argnums: int = 0,
+    has_aux: bool = False,
+    refresh: When = None,
+) -> Callable[..., Any]:
+    r"""`jax.value_and_grad` in coordinates: no gradient of a projected leaf is formed.
+
+    .. math:: R = P^T G = (x P)^T \, dy \quad\text{for}\quad y = x W
+
+    It is the derivative with respect to `Z` of a loss of `W + P Z` at zero. The loss is
+    traced, and each projected leaf followed through what is linear in it (casts,
+    transposes, reshapes, slices, `scan`, `remat`, ...) to its products. Where it is
+    used in another way its gradient is formed for that use and projected, so that the
+    result is right for every loss; `explain` says where.
+
+    A step on which a refresh is due takes a second pass, which forms the gradients;
+    effects of the loss, such as callbacks, happen in each pass.
+
+    Args:
+      loss: a function of params and of anything else, with a scalar result.
+      tx: the transformation; `galore` anywhere inside it, or nowhere, in which case
+        gradients are whole.
+      argnums: which positional argument of `loss` is params.
+      has_aux: whether `loss` returns a pair of its value and other arrays.
+      refresh: as in `update` of `galore`; `False` from the second micro-batch on.
+
+    Returns:
+      `f(params, state, *args, **kwargs) -> (value, low, state)`, where `args` and
+      `kwargs` are what `loss` takes besides params, and `value` is `(value, aux)` with
+      `has_aux`. `low` is as `project_gradients` returns it: the coordinates of each
+      projected leaf in the dtype of the products, at least f32, and the gradients of
+      the others. `state` has the bases that were used. Give both to
+      `tx.update(low, state, params, projected=True)`.
+
+    Raises:
+      TypeError: `argnums` is no integer, or, when called, a leaf of params is not one
+        of real or complex numbers.
+      ValueError: when called: `state` belongs to another tree; what comes before
+        `galore` in `tx` is not linear, such as clipping, and would see coordinates.
+
+    Example:
+      >>> import galore_optax, jax, jax.numpy as jnp, optax
+      >>> tx = galore_optax.galore_adamw(1e-3, rank=4, weight_decay=0.1)
+      >>> params = {"w": jnp.ones((16, 32))}
+      >>> def loss(params, x):
+      ...     return jnp.mean((x @ params["w"]) ** 2)
+      >>> @jax.jit
+      ... def step(params, state, x):
+      ...     value_and_grad = galore_optax.value_and_projected_grad(loss, tx)
+      ...     value, low, state = value_and_grad(params, state, x)
+      ...     updates, state = tx.update(low, state, params, projected=True)
+      ...     return optax.apply_updates(params, updates), state, low
+      >>> params, state, low = step(params, tx.init(params), jnp.ones((8, 16)))
+      >>> low["w"].shape
+      (4, 32)
+
+    Source: Zhao et al., arXiv 2403.03507, for the projection; CompAct, arXiv
+    2410.15352, keeps `x P` in place of `x` for the same product.
+    """
+    if not isinstance(argnums, int):
+        raise TypeError(
+            f"value_and_projected_grad(argnums={argnums!r}) must be one integer: the"
+            " parameters that the state of tx belongs to are one argument of the loss."
+        )
+
+    def run(params: Any, state: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+        def of_leaves(leaves: Sequence[Any]) -> Any:
+            tree = weights.tree(leaves)
+            return loss(*args[:argnums], tree, *args[argnums:], **kwargs)
+
+        weights = weights_of(tx, state, params)
+        program = trace(of_leaves, weights.values, has_aux)
+        state = _renewed(program, weights, tx, state, refresh)
+        value, low = _steady(program, weights.with_bases(tx, state))
+        return value if has_aux else value[0], low, state
+
+    return run
+
+
+def _steady(program: Traced, weights: Weights) -> tuple[Any, Any]:
+    """Value and aux, and the coordinates of each leaf or its gradient."""
+
+    def of_variables(variables: list[Any]) -> tuple[Any, Any]:
+        return program.run(Interpreter(), weights.inputs(variables))
+
+    found = jax.value_and_grad(of_variables, has_aux=True)(weights.variables())
+    return found[0], weights.gradients(found[1])
+
+
+def _renewed(
+    program: Traced,
+    weights: Weights,
+    tx: optax.GradientTransformation,
+    state: Any,
+    when: When,
+) -> Any:
+    """`state` with new bases for what is due, from gradients made for it."""
+    if when is False or not any(weights.addends):
+        return state
+    params = weights.tree(weights.values)
+
+    def renew(values: list[Any], bases: list[Any]) -> list[Any]:
+        run = functools.partial(program.run, Interpreter())
+        gradients, _ = jax.grad(run, has_aux=True)(values)
+        old = with_bases(state, bases)
+        found = project_gradients(
+            tx, weights.tree(gradients), old, params, refresh=when
+        )
+        return bases_of(found[1])
+
+    def turn(_: Any, bases: list[Any]) -> list[Any]:
+        # What depends on weights alone would be computed before the loop, due or not.
+        return renew(*lax.optimization_barrier((weights.values, bases)))
+
+    bases = bases_of(state)
+    if when is True:
+        return with_bases(state, renew(weights.values, bases))
+    due = is_due(tx, state, params)
+    turns = (due if when is None else due & when).astype(jnp.int32)
+    return with_bases(state, lax.fori_loop(0, turns, turn, bases))
