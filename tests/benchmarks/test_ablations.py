@@ -14,12 +14,9 @@ import optax
 import pytest
 from scipy import stats
 
-import ablations
-import common
-import paired
-import pictures
-import vmapped
-from vmapped import NEVER, Recipe, Setting
+from benchmarks.lib import common, paired, pictures
+from benchmarks.training import ablations, vmapped
+from benchmarks.training.vmapped import NEVER, Recipe, Setting
 
 import data
 from model import Config
@@ -245,7 +242,7 @@ def start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def written() -> dict[str, Any]:
-    return json.loads((common.RESULTS / "ablations.json").read_text())
+    return json.loads((common.RESULTS / "training" / "ablations.json").read_text())
 
 
 def test_a_benchmark_that_was_stopped_goes_on(

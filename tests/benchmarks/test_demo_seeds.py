@@ -5,8 +5,8 @@ import dataclasses
 import math
 from typing import Any
 
-import demo_seeds
-import report
+from benchmarks.lib import report
+from benchmarks.training import demo_seeds
 
 import demo
 
@@ -23,7 +23,7 @@ def test_a_grid_grows_until_its_best_is_inside() -> None:
 
 
 def test_the_demo_has_the_best_rates_on_record() -> None:
-    found = report.load("demo_seeds")
+    found = report.load("training/demo_seeds")
     best = found["learning_rates"]
     adamw = next(
         name

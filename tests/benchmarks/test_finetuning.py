@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import common
-import finetuning
-from finetuning import LADDER, Choice, Series, Table, search
+from benchmarks.lib import common
+from benchmarks.training import finetuning
+from benchmarks.training.finetuning import LADDER, Choice, Series, Table, search
 
 MINUTES = math.inf
 
@@ -18,7 +18,7 @@ MINUTES = math.inf
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> common.Runs:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setattr(common, "machine", dict)
-    return common.Runs("finetuning")
+    return common.Runs("training/finetuning")
 
 
 def loss(rate: float, best: float) -> float:
@@ -89,9 +89,11 @@ def test_every_row_runs_over_seeds_at_its_rate(runs: common.Runs) -> None:
 
 def test_what_is_on_record_is_not_run_again(runs: common.Runs) -> None:
     first = filled(runs).result()
-    again = filled(common.Runs("finetuning"), make=lambda _: pytest.fail("ran again"))
+    again = filled(
+        common.Runs("training/finetuning"), make=lambda _: pytest.fail("ran again")
+    )
     assert again.result() == first
-    late = filled(common.Runs("finetuning"), minutes=0)
+    late = filled(common.Runs("training/finetuning"), minutes=0)
     assert late.result() == first
 
 
@@ -115,7 +117,7 @@ def test_what_was_not_run_is_listed_with_its_reason(runs: common.Runs) -> None:
 def test_a_run_of_another_process_is_left_to_it(runs: common.Runs) -> None:
     def made(choice: Choice) -> dict[str, Any]:
         if choice.key.startswith("minilm, sst2, galore rank 8"):
-            other = filled(common.Runs("finetuning"))
+            other = filled(common.Runs("training/finetuning"))
             assert other.series.missing == [f"{choice.key}: another process makes it"]
         return fake(choice)
 
@@ -135,7 +137,7 @@ def test_an_interrupted_series_goes_on(runs: common.Runs) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         filled(runs, make=stops)
-    later = common.Runs("finetuning")
+    later = common.Runs("training/finetuning")
     assert list(later.found) == made
     assert filled(later).result() == filled(runs).result()
 
@@ -172,7 +174,7 @@ def test_the_table_is_printed_as_in_the_paper(runs: common.Runs) -> None:
 
 @pytest.mark.slow
 def test_speed_is_measured_side_by_side() -> None:
-    import finetuning_speed
+    from benchmarks.training import finetuning_speed
 
     from encoder import Config
 

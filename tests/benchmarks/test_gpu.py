@@ -13,18 +13,13 @@ import numpy as np
 import optax
 import pytest
 
-import common
-import compiled_step
-import gpu
-import gpu_shapes
-import gpu_steps
-import gpu_tables
-import gpu_training
-import hlo
+from benchmarks.lib import common, gpu_shapes
+from benchmarks.lib.subjects import Shapes
+from benchmarks.memory import compiled_step, hlo
+from benchmarks.speed import gpu, gpu_steps, gpu_tables, gpu_training
+from benchmarks.speed.gpu import Budget, Row
+from benchmarks.speed.gpu_torch import TorchStep
 from galore_optax import memory
-from gpu import Budget, Row
-from gpu_torch import TorchStep
-from subjects import Shapes
 
 from model import Config
 
@@ -154,7 +149,7 @@ def test_the_record_names_the_card_and_what_is_missing(
     for name in "ab":
         gpu.keep(named(name, 0))
     gpu.record(["steps: c: no time left"])
-    found = json.loads((tmp_path / "gpu_geforce_rtx_4090.json").read_text())
+    found = json.loads((tmp_path / "speed" / "gpu_geforce_rtx_4090.json").read_text())
     assert found["result"] == {"steps": {"a": {"value": "a"}, "b": {"value": "b"}}}
     assert found["machine"]["device"] == "NVIDIA GeForce RTX 4090"
     assert "steps: c: no time left" in found["missing"]

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import common
-import moments_bf16
-import training_tables
-from moments_bf16 import ADAMW, GALORE, SETTINGS
+from benchmarks.lib import common
+from benchmarks.training import moments_bf16, training_tables
+from benchmarks.training.moments_bf16 import ADAMW, GALORE, SETTINGS
 
 from settings import Settings
 
@@ -60,10 +59,10 @@ def test_runs_go_on_where_they_stopped(
     monkeypatch.setattr(moments_bf16, "train", train)
     plan = moments_bf16.planned(steps=4, seeds=2)
     first = dict(list(plan.items())[:3])
-    moments_bf16.run_all(common.Runs("moments_bf16"), first, math.inf)
-    moments_bf16.run_all(common.Runs("moments_bf16"), plan, 0.0)
+    moments_bf16.run_all(common.Runs("training/moments_bf16"), first, math.inf)
+    moments_bf16.run_all(common.Runs("training/moments_bf16"), plan, 0.0)
     assert made == list(first)
-    moments_bf16.run_all(common.Runs("moments_bf16"), plan, math.inf)
+    moments_bf16.run_all(common.Runs("training/moments_bf16"), plan, math.inf)
     assert made == list(plan)
     assert len(plan) == 2 * len(SETTINGS)
 

@@ -12,11 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import common
-import pretraining
-import pretraining_plan
-import tuning
-from pretraining_plan import METHODS, SIZES, Point, Record
+from benchmarks.lib import common, tuning
+from benchmarks.training import pretraining, pretraining_plan
+from benchmarks.training.pretraining_plan import METHODS, SIZES, Point, Record
 
 BUDGET = pretraining_plan.Budget(
     model="demo",

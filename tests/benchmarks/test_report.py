@@ -7,12 +7,8 @@ from typing import Any
 
 import pytest
 
-import cells
-import claims
-import common
-import report
-import tables
-import training_tables
+from benchmarks.lib import cells, claims, common, report, tables
+from benchmarks.training import training_tables
 
 
 @pytest.mark.parametrize("name", report.DOCUMENTS)
@@ -82,15 +78,15 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
     cell = {"dev_metric": [0.5, 0.7], "state_bytes": 1234, "trained": 5678}
     once = cell | {"dev_metric": [0.25]}
     rows = {"AdamW": {"cola": cell, "sst2": once}}
-    results = {"finetuning": {"rows": rows}}
-    results["finetuning_speed"] = {"over_adamw": {"AdamW": 1.0}}
+    results = {"training/finetuning": {"rows": rows}}
+    results["training/finetuning_speed"] = {"over_adamw": {"AdamW": 1.0}}
     found = training_tables.finetuning(results.__getitem__)
     assert found.splitlines()[2:] == [
         "| AdamW | 60.00 ± 14.14 |  | 25.00 |  | 1,234 | 5,678 | 1.00 |"
     ]
     assert len(training_tables.finetuning_pairs(results.__getitem__).splitlines()) == 2
     better = {"cola": cell | {"dev_metric": [0.51, 0.7101]}}
-    results["finetuning"]["rows"] = rows | {"LoRA, rank 4": better}
+    results["training/finetuning"]["rows"] = rows | {"LoRA, rank 4": better}
     pairs = training_tables.finetuning_pairs(results.__getitem__).splitlines()
     # Differences of 1 and 1.01; t(0.975, 1) = 12.7062.
     wanted = "+1.00 | +0.94 to +1.07 | yes"
@@ -105,8 +101,8 @@ def test_tables_of_training_leave_open_what_is_not_there() -> None:
         "ratio": 0.25,
     }
     results = {
-        "pretraining_speed_1m": speed,
-        "pretraining_1m": {
+        "training/pretraining_speed_1m": speed,
+        "training/pretraining_1m": {
             "control": "fixed",
             "rows": {"LoRA": row, "fixed": row | {"diverged": 1}},
         },

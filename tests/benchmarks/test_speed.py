@@ -13,19 +13,19 @@ import numpy as np
 import optax
 import pytest
 
-import against_torch
-import common
 import galore_optax
-import optimizer_step
-import rates
-import recording
-import refresh_7b
-import rivals
-import step_memory
-import step_trace
-import subjects
-from subjects import Shapes
-from turns import Rival
+from benchmarks.lib import common, recording, subjects
+from benchmarks.lib.subjects import Shapes
+from benchmarks.lib.turns import Rival
+from benchmarks.memory import step_memory
+from benchmarks.speed import (
+    against_torch,
+    optimizer_step,
+    rates,
+    refresh_7b,
+    rivals,
+    step_trace,
+)
 
 SMALL = Shapes(width=32, hidden=80, layers=3, vocab=100)
 BLOCKS = Shapes(width=32, hidden=80, layers=2, vocab=0)

@@ -5,7 +5,7 @@ import jax
 import optax
 import pytest
 
-import trace_time
+from benchmarks.speed import trace_time
 
 
 def test_the_model_has_290_leaves() -> None:

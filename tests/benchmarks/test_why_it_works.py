@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import common
-import draw_why_it_works
-import pictures
-import spectra
-import why_it_works
+from benchmarks.lib import common, pictures
+from benchmarks.why import draw_why_it_works, spectra, why_it_works
 from galore_optax.memory import config_path
 from tests.helpers import with_spectrum
 
@@ -175,8 +172,8 @@ def test_a_record_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"benchmarks/why_it_works\.py"):
-        pictures.read("why_it_works")
+    with pytest.raises(FileNotFoundError, match="run the benchmark"):
+        pictures.read("why/why_it_works")
 
 
 @pytest.mark.slow

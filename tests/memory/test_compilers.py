@@ -102,8 +102,10 @@ def test_seven_billion_parameters_train_on_a_v6e(tpu: Path) -> None:
 
 def test_no_array_of_a_leaf_in_more_bits_beside_16_bit_weights(cuda: Path) -> None:
     """For both cards, steady and with a refresh, with weight decay and without."""
-    command = [cuda, ROOT / "benchmarks" / "compiled_step.py", "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [cuda, "-m", "benchmarks.memory.compiled_step", "--quick"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(\w+, galore.*?)  +((?:\d+ +)+)", done.stdout, re.MULTILINE)
     assert len(rows) == 2 * 3 * 2  # cards, optimizers, programs

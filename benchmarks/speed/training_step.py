@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole training step, beside optax.contrib's GaLore and PyTorch's, on CPU.
+
+LLaMA-60M, f32, one sequence of 256 random tokens: loss, gradients and update. Ours is
+the example's program (examples/llama), PyTorch's the LLaMA of Hugging Face with the
+same config. Steady steps, a refresh apart; each subject has a process of its own, and
+they alternate step by step (`turns.py`).
+
+    python -m benchmarks.speed.training_step [--model 60m] [--tokens 256] [--quick]
+
+Needs the extras `examples` and `rivals`.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.lib import recording
+from benchmarks.lib.turns import Rival
+from benchmarks.speed import against_torch
+
+STEPS = 8
+GAP = 10**6
+JAX = ("optax.adamw", "galore_optax", "optax.contrib.galore")
+TORCH = ("torch.optim.AdamW", "torch.optim.AdamW, fused", "galore-torch")
+OURS = "galore_optax"
+
+
+def make(name: str, model: str, tokens: int) -> Any:
+    if name in JAX:
+        return Example(name, model, tokens)
+    return HuggingFace(name, model, tokens)
+
+
+def batch(model: str, tokens: int) -> np.ndarray:
+    from model import Config
+
+    vocab = Config.load(model).vocab
+    return np.random.default_rng(0).integers(0, vocab, (1, tokens + 1))
+
+
+class Example:
+    """The training program of examples/llama."""
+
+    def __init__(self, name: str, model: str, tokens: int):
+        from benchmarks.lib import subjects
+
+        from model import Config, Numerics
+        from steps import Program
+
+        config = Config.load(model)
+        tx = subjects.optimizers(config.width // 4, GAP)[name]
+        self.program = Program(config, Numerics(), tx, accumulation=1, mesh=None)
+        self.state = self.program.init(self.program.init_params(0))
+        self.batch = self.program.put(batch(model, tokens).astype(np.int32))
+        start = time.perf_counter()
+        update, _ = self.program.compiled(self.state)
+        self.update = update.lower(self.state, self.batch).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def step(self) -> float:
+        import jax
+
+        start = time.perf_counter()
+        self.state, _ = jax.block_until_ready(self.update(self.state, self.batch))
+        return time.perf_counter() - start
+
+    def facts(self) -> dict[str, Any]:
+        return {"compile_seconds": self.compile_seconds}
+
+
+class HuggingFace:
+    """LlamaForCausalLM with an optimizer of torch's or galore-torch's."""
+
+    def __init__(self, name: str, model: str, tokens: int):
+        import os
+
+        import torch
+        import transformers
+
+        from benchmarks.speed import rivals
+
+        from model import Config
+
+        torch.set_num_threads(os.cpu_count() or 1)
+        config = Config.load(model)
+        sizes = transformers.LlamaConfig(**config.to_hugging_face())
+        self.model = transformers.LlamaForCausalLM(sizes)
+        self.batch = torch.from_numpy(batch(model, tokens))
+        params = rivals.by_our_names(self.model)
+        self.optimizer = rivals.torch_optimizer(name, params, config.width // 4, GAP)
+
+    def step(self) -> float:
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        # Hugging Face shifts the labels itself: one token more makes as many losses.
+        self.model(input_ids=self.batch, labels=self.batch).loss.backward()
+        self.optimizer.step()
+        return time.perf_counter() - start
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+def measure(model: str, tokens: int, steps: int, names: list[str]) -> dict[str, Any]:
+    started = {name: Rival(make, name, model, tokens) for name in names}
+    first = {name: rival("step") for name, rival in started.items()}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(steps):
+        for name, rival in started.items():
+            times[name].append(rival("step"))
+    rows = {}
+    for name, rival in started.items():
+        steady = statistics.median(times[name])
+        rows[name] = {"steady_seconds": steady, "first_seconds": first[name]}
+        rows[name] |= {"tokens_per_second": tokens / steady} | rival("facts")
+        rival.close()
+    return rows
+
+
+def show(rows: dict[str, Any]) -> None:
+    ours = rows[OURS]["steady_seconds"]
+    print(f"{'':26}{'seconds a step':>16}{'over ours':>11}{'tokens/s':>10}{'first':>9}")
+    for name, row in rows.items():
+        seconds = row["steady_seconds"]
+        print(
+            f"{name:26}{seconds:16.3f}{seconds / ours:10.2f}x"
+            f"{row['tokens_per_second']:10,.0f}{row['first_seconds']:9.2f}"
+        )
+
+
+def main() -> None:
+    parser = recording.parser(__doc__)
+    parser.add_argument("--model", default="60m")
+    parser.add_argument("--tokens", type=int, default=256)
+    arguments = parser.parse_args()
+    missing = against_torch.missing()
+    names = [*JAX, *(TORCH if not missing else ())]
+    model = "9m" if arguments.quick else arguments.model
+    tokens = 64 if arguments.quick else arguments.tokens
+    rows = measure(model, tokens, 3 if arguments.quick else STEPS, names)
+    show(rows)
+    result = {"model": model, "tokens": tokens, "rows": rows}
+    recording.write(arguments.quick, f"speed/training_step_{model}", result, missing)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws `docs/images/ablations.png` from the record of `ablations.py`.
+
+python -m benchmarks.training.draw_ablations
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+
+from benchmarks.lib import pictures
+from benchmarks.lib.pictures import BLUE, GREY, ORANGE
+
+FAR = 0.1  # nats above the best
+
+
+def draw(found: dict[str, Any]) -> None:
+    picture = pictures.figure(11, 6.4)
+    left, right = picture.subplots(1, 2, width_ratios=(1, 1.1))
+    _grid(pictures.plain(left), found["studies"][found["grid"]])
+    others = {k: rows for k, rows in found["studies"].items() if k != found["grid"]}
+    _dots(pictures.plain(right), others)
+    pictures.save(picture, "ablations", caption(found))
+
+
+def _grid(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """A line a rank over the gaps, and a dot a seed."""
+    ranks = sorted({row["rank"] for row in rows})
+    gaps = sorted({row["gap"] for row in rows}, key=order)
+    colours = colormaps[pictures.SEQUENCE](np.linspace(0.85, 0.0, len(ranks)))
+    shifts = np.linspace(-0.09, 0.09, len(ranks))  # or dots would hide each other
+    for rank, colour, shift in zip(ranks, colours, shifts, strict=True):
+        mine = sorted(
+            (row for row in rows if row["rank"] == rank),
+            key=lambda row: order(row["gap"]),
+        )
+        places = [gaps.index(row["gap"]) + shift for row in mine]
+        means = [row["mean"] for row in mine]
+        axes.plot(places, means, "-", color=colour, label=f"rank {rank}", linewidth=1.8)
+        for place, row in zip(places, mine, strict=True):
+            seeds = np.full(len(row["losses"]), place)
+            axes.plot(seeds, row["losses"], "o", color=colour, markersize=3.5)
+    _cut(axes, rows, [gaps.index(row["gap"]) for row in rows])
+    labels = ["only\nat step 0" if gap == "never" else gap for gap in gaps]
+    axes.set_xticks(range(len(gaps)), labels)
+    axes.set_xlabel("steps between refreshes of the subspace")
+    axes.set_ylabel("final validation loss (nats per token)")
+    axes.set_title("Rank and gap: lines are means, dots seeds", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def order(gap: int | str) -> float:
+    """Never is the longest gap."""
+    return np.inf if gap == "never" else float(gap)
+
+
+def _cut(axes: Axes, rows: list[dict[str, Any]], places: list[int]) -> None:
+    """Ends the axis where the others end, and names what lies far above them."""
+    least = min(row["mean"] for row in rows)
+    seen = [row for row in rows if row["mean"] < least + FAR]
+    top = max(max(row["losses"]) for row in seen) + 0.01
+    for place, row in zip(places, rows, strict=True):
+        if row not in seen:
+            told = f"{row['mean']:.2f} ↑\nrank {row['rank']}"
+            axes.annotate(told, (place, top), ha="center", va="top", fontsize=8)
+    axes.set_ylim(min(min(row["losses"]) for row in rows) - 0.01, top)
+
+
+def _dots(axes: Axes, studies: dict[str, list[dict[str, Any]]]) -> None:
+    """Of every setting, loss less that of the base with the same seed."""
+    place, ticks, labels = 0.0, [], []
+    for study, rows in studies.items():
+        base = np.array(rows[0]["losses"])
+        axes.annotate(
+            f"{study} (base: {rows[0]['name']})", (0.01, place),
+            xycoords=axes.get_yaxis_transform(), fontsize=8.5, weight="bold",
+            va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+        for row in rows[1:]:
+            place += 1
+            _row(axes, place, row, np.array(row["losses"]) - base)
+            ticks.append(place)
+            labels.append(row["name"])
+        place += 1.3
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(ticks, labels)
+    axes.set_ylim(place - 0.6, -0.7)
+    axes.set_xlabel("loss less that of the base, same seed (nats per token)")
+    axes.set_title("One change at a time: dots are seeds, bars 95 %", fontsize=10)
+
+
+def _row(axes: Axes, place: float, row: dict[str, Any], seeds: np.ndarray) -> None:
+    less = row["less_base"]
+    colour = ORANGE if less["beyond_seeds"] else BLUE
+    axes.plot([less["low"], less["high"]], [place] * 2, color=colour, linewidth=2.2)
+    axes.plot(less["mean"], place, "|", color=colour, markersize=11, markeredgewidth=2)
+    axes.plot(seeds, np.full(len(seeds), place), "o", color=GREY, markersize=3.5)
+
+
+def caption(found: dict[str, Any]) -> str:
+    """The setting and what is seen, in words made from the numbers."""
+    recipe, config = found["recipe"], found["recipe"]["config"]
+    tokens = recipe["batch"] * recipe["tokens"]
+    return (
+        f"LLaMA of width {config['width']} and {config['layers']} layers on English"
+        f" prose, {recipe['steps']} steps of {tokens} tokens, learning rate"
+        f" {recipe['learning_rate']:g} for every setting (not tuned for each),"
+        f" {recipe['seeds']} seeds, base {found['base']}. {_figure_5(found)}"
+        f" Right: a difference counts as more than seeds make if the 95 % interval of"
+        f" its mean, by seed, excludes zero (orange); one of twenty does so by chance."
+        f" {_beyond(found)}"
+    )
+
+
+def _figure_5(found: dict[str, Any]) -> str:
+    if not found["figure_5"]:
+        return ""
+    claims = found["figure_5"]
+    best = [f"{claim['best_gap']} at rank {rank}" for rank, claim in claims.items()]
+    hurts = [
+        f"gap {less['gap']} at rank {rank}"
+        for claim in ("too_frequent", "too_rare")
+        for rank, row in claims.items()
+        if (less := row[claim])["low"] > 0
+    ]
+    return (
+        f"Best gap by mean: {', '.join(best)}. Of the least and the largest gap of a"
+        f" rank, worse than its best by more than seeds make:"
+        f" {', '.join(hurts) or 'none'}."
+    )
+
+
+def _beyond(found: dict[str, Any]) -> str:
+    names = [
+        f"{study} {row['name']} ({row['less_base']['mean']:+.4f})"
+        for study, rows in found["studies"].items()
+        for row in rows
+        if study != found["grid"] and row["less_base"]["beyond_seeds"]
+    ]
+    return f"Here: {', '.join(names)}." if names else "Here none does."
+
+
+if __name__ == "__main__":
+    draw(pictures.read("training/ablations")["result"])
