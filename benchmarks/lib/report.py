@@ -1,53 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings the numbers of README and docs in line with `results/`.
+"""Writes the tables of README and docs from the records in `results`.
 
-    results/<name>.json -> tables.py -> between the marks of a document
-    results/<name>.json -> claims.py -> must be words of a document
+    results/<room>/<name>.json -> <room>/tables.py -> between the marks of a document
 
-A document marks a table by `<!-- table: NAME -->` and `<!-- end -->`; what lies between
-is written by `tables.TABLES[NAME]`; between `<!-- source: NAME -->` and the end stands
-the machine that a result comes from. A number in running text is a claim: its sentence
-is rendered and looked for. A number that is neither is reported, unless `claims.py`
-lists it as no measurement.
+A document marks a table by `<!-- table: NAME -->` and `<!-- end -->`; between
+`<!-- source: ROOM/NAME -->` and the end stands where and when a record was made.
+Measured numbers stand there and nowhere else: prose points at them.
 
-    python -m benchmarks.lib.report          # writes tables, says what is wrong
-    python -m benchmarks.lib.report --check  # writes nothing
+    python -m benchmarks.lib.report          # writes
+    python -m benchmarks.lib.report --check  # fails if it would change a document
 """
 
 import argparse
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import cells, claims, common, tables
+import benchmarks.memory.tables
+import benchmarks.speed.gpu_tables
+import benchmarks.speed.tables
+import benchmarks.training.tables
+import benchmarks.why.tables  # noqa: F401  # each registers its tables
+from benchmarks.lib import common, tables
 
-ROOT = common.ROOT
-DOCUMENTS = (
-    "README.md",
-    "benchmarks/README.md",
-    "examples/llama/README.md",
-    "examples/finetune/README.md",
-    "docs/gpu.md",
-    "docs/memory.md",
-    "docs/migrating.md",
-    "docs/results.md",
-)
 _BLOCK = re.compile(
     r"(<!-- (table|source): ([\w/]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL
 )
-# Where numbers are code, addresses or names of versions.
-_NO_TEXT = re.compile(
-    r"^```.*?^```|^(?: {4}|\t).*?$|`[^`]*`|\]\([^)]*\)|https?://\S+",
-    re.MULTILINE | re.DOTALL,
-)
-# A measurement has a decimal point, a comma of thousands, or a unit behind it.
-_UNIT = (
-    r"(?:\s?(?:%|x\b|×|times\b|GB\b|MB\b|kB\b|bytes\b|s\b|ms\b|seconds\b|minutes\b))"
-)
-_NUMBER = re.compile(
-    rf"(?<![\w.,])[+−-]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+\.\d+|\d+(?={_UNIT}))(?:\.\d+)?(?![\w])"
-)
+
+
+def documents() -> list[Path]:
+    places = "*.md", "docs/*.md", "examples/*/*.md"
+    return [path for place in places for path in sorted(common.ROOT.glob(place))]
 
 
 def load(name: str) -> Any:
@@ -56,7 +41,7 @@ def load(name: str) -> Any:
 
 
 def render(text: str, load: Callable[[str], Any] = load) -> str:
-    """A document with its tables written anew.
+    """A document with its blocks written anew.
 
     Raises:
       ValueError: a mark names no table.
@@ -64,66 +49,51 @@ def render(text: str, load: Callable[[str], Any] = load) -> str:
 
     def block(match: re.Match[str]) -> str:
         mark, kind, name, _, end = match.groups()
-        made = cells.provenance(name) if kind == "source" else _table(name, load)
+        made = provenance(name) if kind == "source" else tables.made(name, load)
         return f"{mark}{made}\n{end}"
 
     return _BLOCK.sub(block, text)
 
 
-def _table(name: str, load: Callable[[str], Any]) -> str:
-    if name not in tables.TABLES:
-        known = ", ".join(sorted(tables.TABLES))
-        raise ValueError(f"no table is called {name!r}; known: {known}.")
-    return tables.TABLES[name](load)
+def provenance(name: str) -> str:
+    """Machines, versions, dates and commits of a result."""
+    record = json.loads((common.RESULTS / f"{name}.json").read_text())
+    at = record["machine"]
+    usual = [at | {"dates": [at["date"]], "commits": [at["commit"]]}]
+    made = "; ".join(map(_origin, record.get("runs") or usual))
+    gaps = record.get("missing", ())
+    more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
+    note = f"; **not complete**: {'; '.join(gaps[:3])}{more}" if gaps else ""
+    return f"`results/{name}.json`: {made}{note}"
 
 
-def _words(text: str) -> str:
-    return " ".join(text.replace("**", "").split())
+def _origin(at: dict[str, Any]) -> str:
+    where = f"{at['cores']} cores" if at["device"] == "cpu" else at["device"]
+    dates = " to ".join(dict.fromkeys((min(at["dates"]), max(at["dates"]))))
+    first, *others = at["commits"]
+    commits = f"commits {first} to {others[-1]}" if others else f"commit {first}"
+    return (
+        f"{where} ({at['cpu']}), jax {at['jax']}, optax {at['optax']}, {dates},"
+        f" {commits}"
+    )
 
 
-def unfounded(path: str, text: str, load: Callable[[str], Any] = load) -> list[str]:
-    """Claims that a document does not make as the results have it."""
-    words = _words(text)
-    expected = [claim.render(load) for claim in claims.CLAIMS if claim.path == path]
-    return [sentence for sentence in expected if _words(sentence) not in words]
-
-
-def _prose(text: str) -> str:
-    return _words(_NO_TEXT.sub(" ", text))
-
-
-def uncovered(path: str, text: str, load: Callable[[str], Any] = load) -> list[str]:
-    """Numbers in running text that no result stands behind."""
-    words = _prose(_BLOCK.sub(" ", text))
-    made = [claim.render(load) for claim in claims.CLAIMS if claim.path == path]
-    for sentence in (*made, *claims.NOT_MEASURED):
-        words = words.replace(_prose(sentence), " ")
-    return [
-        f"{match[0]} in '...{words[max(0, match.start() - 40) : match.end() + 20]}...'"
-        for match in _NUMBER.finditer(words)
-    ]
-
-
-def problems(path: str, text: str) -> list[str]:
-    """What is wrong with a document, one line each."""
-    outdated = ["a table differs from its result"] if render(text) != text else []
-    absent = [f"the results say: {sentence}" for sentence in unfounded(path, text)]
-    bare = [f"no result behind {number}" for number in uncovered(path, text)]
-    return [f"{path}: {line}" for line in (*outdated, *absent, *bare)]
+def outdated() -> dict[Path, str]:
+    """Documents that differ from the records, and what they should say."""
+    texts = {path: path.read_text() for path in documents()}
+    made = {path: render(text) for path, text in texts.items()}
+    return {path: made[path] for path in texts if made[path] != texts[path]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    found = []
-    for name in DOCUMENTS:
-        path = ROOT / name
-        if not arguments.check:
-            path.write_text(render(path.read_text()))
-        found += problems(name, path.read_text())
-    print("\n".join(found) or "every number comes from a result")
-    raise SystemExit(bool(found))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check, found = parser.parse_args().check, outdated()
+    for path, text in found.items():
+        print(f"{path.relative_to(common.ROOT)} differs from the records")
+        if not check:
+            path.write_text(text)
+    raise SystemExit(check and bool(found))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.lib import common
-from benchmarks.training import moments_bf16, training_tables
+from benchmarks.training import moments_bf16, tables
 from benchmarks.training.moments_bf16 import ADAMW, GALORE, SETTINGS
 
 from settings import Settings
@@ -78,7 +78,7 @@ def test_differences_are_those_of_an_optimizers_own_default() -> None:
     less = {name: row.get("less_base", {}).get("mean") for name, row in made.items()}
     assert list(less.values()) == [None, -0.5, None, 0.25, 2.0]
     assert made[ADAMW]["perplexity"] == pytest.approx(math.exp(5.5))
-    text = training_tables.moments_bf16(lambda name: {"rows": made}).splitlines()
+    text = tables.moments_bf16({"rows": made}).splitlines()
     assert text[2] == "| `optax.adamw` | 5.000, 6.000 | 244.7 | 1,000 bytes |  |  |  |"
     assert "| -0.5000 |" in text[3].replace("−", "-")
     del found[moments_bf16.key(ADAMW, 4, 1)]
