@@ -44,38 +44,31 @@ format: .venv/dev
 
 # Those with MINUTES go on where they stopped; GLUE is a folder with GLUE's tsv files.
 MINUTES ?= 60
+RUN := $(BIN)/python -m benchmarks
+SPEED := optimizer_step floor step_trace trace_time init_time against_torch \
+	training_step refresh_7b blas_threads
 bench: .venv/rivals
-	$(BIN)/python -m benchmarks.speed.optimizer_step
-	$(BIN)/python -m benchmarks.speed.floor
-	$(BIN)/python -m benchmarks.speed.step_trace
-	$(BIN)/python -m benchmarks.speed.trace_time
-	$(BIN)/python -m benchmarks.speed.init_time
-	$(BIN)/python -m benchmarks.speed.against_torch
-	$(BIN)/python -m benchmarks.speed.training_step
-	$(BIN)/python -m benchmarks.speed.refresh_7b
-	$(BIN)/python -m benchmarks.speed.blas_threads
-	$(BIN)/python -m benchmarks.why.captured_energy
-	$(BIN)/python -m benchmarks.why.why_it_works
-	$(BIN)/python -m benchmarks.training.corpus_size
-	$(BIN)/python -m benchmarks.training.demo_table
-	$(BIN)/python -m benchmarks.training.demo_seeds
-	$(BIN)/python -m benchmarks.training.llama_run
-	$(BIN)/python -m benchmarks.training.eight_bit
-	$(BIN)/python -m benchmarks.training.projector_bits
-	$(BIN)/python -m benchmarks.memory.state_bytes
-	$(BIN)/python -m benchmarks.memory.plan_paper
-	$(BIN)/python -m benchmarks.training.ablations --minutes $(MINUTES)
-	$(BIN)/python -m benchmarks.training.moments_bf16 --minutes $(MINUTES)
-	$(BIN)/python -m benchmarks.training.pretraining --speed --model 1m
-	$(BIN)/python -m benchmarks.training.pretraining --model 1m --minutes $(MINUTES)
-	$(BIN)/python -m benchmarks.training.finetuning --speed
-	$(BIN)/python -m benchmarks.training.finetuning --minutes $(MINUTES) $(if $(GLUE),--glue-dir $(GLUE))
-	$(BIN)/python -m benchmarks.lib.report
+	set -e; for name in $(SPEED); do $(RUN).speed.$$name; done
+	$(RUN).memory.state_bytes
+	$(RUN).memory.plan_paper
+	$(RUN).why.captured_energy
+	$(RUN).why.why_it_works
+	$(RUN).training.corpus_size
+	$(RUN).training.demo table seeds 9m
+	$(RUN).training.storage_bits moments
+	$(RUN).training.storage_bits projectors
+	$(RUN).training.storage_bits bf16 --minutes $(MINUTES)
+	$(RUN).training.ablations --minutes $(MINUTES)
+	$(RUN).training.pretraining --speed --model 1m
+	$(RUN).training.pretraining --model 1m --minutes $(MINUTES)
+	$(RUN).training.finetuning --speed
+	$(RUN).training.finetuning --minutes $(MINUTES) $(if $(GLUE),--glue-dir $(GLUE))
+	$(RUN).lib.report
 
 # The small ones, in ten minutes; they print and record nothing.
 QUICK := optimizer_step floor step_trace refresh_7b against_torch training_step
 bench-quick: .venv/rivals
-	set -e; for name in $(QUICK); do $(BIN)/python -m benchmarks.speed.$$name --quick; done
+	set -e; for name in $(QUICK); do $(RUN).speed.$$name --quick; done
 
 # Compiles for a GPU that need not be there, in an environment of its own.
 bench-compiler: .venv-cuda
@@ -85,7 +78,7 @@ bench-compiler: .venv-cuda
 
 # On the card at hand, under eight minutes; with jax for it in .venv, as jax[cuda12].
 bench-gpu: .venv/examples
-	$(BIN)/python -m benchmarks.speed.gpu $(ARGS)
+	$(RUN).speed.gpu $(ARGS)
 
 .venv-cuda: pyproject.toml
 	$(PYTHON) -m venv $@

@@ -36,11 +36,6 @@ class Difference:
         """What JSON keeps of it."""
         return dataclasses.asdict(self) | {"beyond_seeds": self.beyond_seeds}
 
-    def __str__(self) -> str:
-        verdict = "beyond" if self.beyond_seeds else "within"
-        interval = f"[{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{self.mean:+.4f} {interval}, {verdict} the spread of seeds"
-
 
 def difference(losses: Sequence[float], base: Sequence[float]) -> Difference:
     """`losses` less `base`, seed by seed.

@@ -1,34 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the pictures in docs/images share: where they go, how they look, captions."""
 
-import json
 import textwrap
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.lib import common
+from benchmarks.lib import records
 
-IMAGES = common.ROOT / "docs" / "images"
+IMAGES = records.ROOT / "docs" / "images"
 # Two optimizers or three series: dark enough on white, and apart for the colour-blind.
 BLUE, ORANGE, GREY = "#08519c", "#d94801", "#737373"
 SEQUENCE = "viridis"
 _CHARACTERS_AN_INCH = 17
-
-
-def read(name: str) -> dict[str, Any]:
-    """A result on record.
-
-    Raises:
-      FileNotFoundError: there is none; the script that makes it is named.
-    """
-    path = common.RESULTS / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is not there: run the benchmark that records it first."
-        )
-    return json.loads(path.read_text())
 
 
 def figure(width: float, height: float) -> Figure:
@@ -43,12 +27,12 @@ def plain(axes: Axes) -> Axes:
     return axes
 
 
-def save(picture: Figure, name: str, caption: str) -> None:
+def save(picture: Figure, name: str, caption: str = "") -> None:
     """Writes `docs/images/<name>.png`, the caption below the picture."""
-    columns = int(picture.get_figwidth() * _CHARACTERS_AN_INCH)
-    text = textwrap.fill(caption, columns)
-    picture.supxlabel(text, fontsize=8, x=0.01, ha="left", linespacing=1.35)
+    if caption:
+        columns = int(picture.get_figwidth() * _CHARACTERS_AN_INCH)
+        text = textwrap.fill(caption, columns)
+        picture.supxlabel(text, fontsize=8, x=0.01, ha="left", linespacing=1.35)
     IMAGES.mkdir(parents=True, exist_ok=True)
-    path = IMAGES / f"{name}.png"
-    picture.savefig(path, dpi=150)
-    print(f"wrote {path.relative_to(common.ROOT)}")
+    picture.savefig(IMAGES / f"{name}.png", dpi=150)
+    print(f"wrote docs/images/{name}.png")

@@ -11,7 +11,6 @@ Measured numbers stand there and nowhere else: prose points at them.
     python -m benchmarks.lib.report --check  # fails if it would change a document
 """
 
-import argparse
 import json
 import re
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import benchmarks.speed.gpu_tables
 import benchmarks.speed.tables
 import benchmarks.training.tables
 import benchmarks.why.tables  # noqa: F401  # each registers its tables
-from benchmarks.lib import common, tables
+from benchmarks.lib import records, tables
 
 _BLOCK = re.compile(
     r"(<!-- (table|source): ([\w/]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL
@@ -32,15 +31,10 @@ _BLOCK = re.compile(
 
 def documents() -> list[Path]:
     places = "*.md", "docs/*.md", "examples/*/*.md"
-    return [path for place in places for path in sorted(common.ROOT.glob(place))]
+    return [path for place in places for path in sorted(records.ROOT.glob(place))]
 
 
-def load(name: str) -> Any:
-    """A result on record."""
-    return json.loads((common.RESULTS / f"{name}.json").read_text())["result"]
-
-
-def render(text: str, load: Callable[[str], Any] = load) -> str:
+def render(text: str, load: Callable[[str], Any] = records.load) -> str:
     """A document with its blocks written anew.
 
     Raises:
@@ -57,7 +51,7 @@ def render(text: str, load: Callable[[str], Any] = load) -> str:
 
 def provenance(name: str) -> str:
     """Machines, versions, dates and commits of a result."""
-    record = json.loads((common.RESULTS / f"{name}.json").read_text())
+    record = json.loads((records.RESULTS / f"{name}.json").read_text())
     at = record["machine"]
     usual = [at | {"dates": [at["date"]], "commits": [at["commit"]]}]
     made = "; ".join(map(_origin, record.get("runs") or usual))
@@ -86,11 +80,11 @@ def outdated() -> dict[Path, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = records.parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     check, found = parser.parse_args().check, outdated()
     for path, text in found.items():
-        print(f"{path.relative_to(common.ROOT)} differs from the records")
+        print(f"{path.relative_to(records.ROOT)} differs from the records")
         if not check:
             path.write_text(text)
     raise SystemExit(check and bool(found))

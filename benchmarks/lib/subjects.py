@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks of speed run: LLaMA shapes, gradients, and compiled steps."""
+"""Optimizers by name, and their steps, compiled and timed."""
 
-import dataclasses
-import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -13,98 +11,68 @@ import jax.numpy as jnp
 import optax
 
 import galore_optax
-from galore_optax.memory import Sizes
 
-VOCAB = 32_000
-TURN = 0.6435  # radians that a gradient turns between refreshes: 0.8 old + 0.6 new
-
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """Those of a LLaMA, one leaf a matrix; with no vocabulary, of its blocks alone."""
-
-    width: int
-    hidden: int
-    layers: int
-    vocab: int = VOCAB
-
-    @classmethod
-    def load(cls, name: str) -> "Shapes":
-        sizes = Sizes.load(name.lower())
-        return cls(sizes.width, sizes.hidden, sizes.layers, sizes.vocab)
-
-    def tree(self) -> Any:
-        width, vocab = self.width, self.vocab
-        blocks = {f"layers_{i}": self._layer() for i in range(self.layers)}
-        if not vocab:
-            return blocks
-        return {
-            "embed": {"embedding": (vocab, width)},
-            "lm_head": {"kernel": (width, vocab)},
-            "norm": {"scale": (width,)},
-            **blocks,
-        }
-
-    def _layer(self) -> Any:
-        width, hidden = self.width, self.hidden
-        attention = {name: {"kernel": (width, width)} for name in "qkvo"}
-        mlp = {name: {"kernel": (width, hidden)} for name in ("gate", "up")}
-        mlp["down"] = {"kernel": (hidden, width)}
-        norms = {f"{name}_norm": {"scale": (width,)} for name in ("attn", "mlp")}
-        return {"attn": attention, "mlp": mlp, **norms}
-
-    def matrices(self) -> dict[tuple[int, int], int]:
-        """How many are projected, by shorter and longer side."""
-        sides = {(self.width, self.width): 4, (self.width, self.hidden): 3}
-        return {side: count * self.layers for side, count in sides.items()}
-
-    def others(self) -> int:
-        """Parameters that are not projected."""
-        norms = 2 * self.layers + bool(self.vocab)
-        return (2 * self.vocab + norms) * self.width
+ADAMW, OURS, THEIRS = "optax.adamw", "galore_optax", "optax.contrib.galore"
+GALORE, EIGHT_BIT, WIDE = "galore_adamw", "galore_adamw8bit", "optax.adamw, f32 moments"
+RATE = 1e-3
+NEVER = 10**6  # a gap longer than any run
 
 
-def random_tree(tree: Any, seed: int, make: Callable[..., jax.Array]) -> Any:
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: type(x) is tuple)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    made = [make(key, shape) for key, shape in zip(keys, leaves, strict=True)]
-    return treedef.unflatten(made)
-
-
-def weights(shapes: Shapes) -> Any:
-    return random_tree(shapes.tree(), 0, lambda k, s: 0.02 * jax.random.normal(k, s))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def gradient(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Singular values near i^-0.7, flatter than those of real gradients."""
-    if len(shape) == 1 or VOCAB in shape:
-        return 1e-3 * jax.random.normal(key, shape)
-    one, two = jax.random.split(key)
-    short = min(shape)
-    left = jax.random.normal(one, (shape[0], short)) * jnp.arange(1, short + 1) ** -0.7
-    return 1e-3 * left @ jax.random.normal(two, (short, shape[1])) / short
-
-
-def gradients(shapes: Shapes, seed: int = 1) -> Any:
-    return random_tree(shapes.tree(), seed, gradient)
-
-
-@jax.jit
-def turned(old: Any, new: Any, angle: float | jax.Array = TURN) -> Any:
-    """`old` on its way to `new`, at no loss of size between independent ones."""
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return jax.tree.map(lambda a, b: cos * a + sin * b, old, new)
-
-
-def optimizers(rank: int, gap: int) -> dict[str, optax.GradientTransformation]:
+def optimizer(name: str, rank: int, gap: int = NEVER) -> optax.GradientTransformation:
+    """By one of the names above; `OURS` is around Adam, as contrib's is."""
     low = {"rank": rank, "update_proj_gap": gap}
-    return {
-        "optax.adamw": optax.adamw(1e-3),
-        "galore_optax": galore_optax.galore(optax.adam(1e-3), **low),
-        "galore_optax, adamw": galore_optax.galore_adamw(1e-3, **low),
-        "optax.contrib.galore": optax.contrib.galore(1e-3, **low),
+    make: dict[str, Callable[[], optax.GradientTransformation]] = {
+        ADAMW: lambda: optax.adamw(RATE),
+        WIDE: lambda: with_f32_moments(optax.adamw(RATE)),
+        OURS: lambda: galore_optax.galore(optax.adam(RATE), **low),
+        "galore_optax, stagger=True": lambda: galore_optax.galore(
+            optax.adam(RATE), **low, stagger=True
+        ),
+        GALORE: lambda: galore_optax.galore_adamw(RATE, **low),
+        EIGHT_BIT: lambda: galore_optax.galore_adamw8bit(RATE, **low),
+        THEIRS: lambda: optax.contrib.galore(RATE, **low),
     }
+    return make[name]()
+
+
+def with_f32_moments(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """`tx` on parameters and gradients in f32; its updates in their dtypes again."""
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        wide = None if params is None else cast(params)
+        found, state = tx.update(cast(updates), state, wide)
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), found, updates), state
+
+    return optax.GradientTransformation(lambda params: tx.init(cast(params)), update)
+
+
+def galore_state(opt_state: Any) -> galore_optax.GaLoreState:
+    """The one of GaLore inside any optimizer's state."""
+
+    def is_state(node: Any) -> bool:
+        return isinstance(node, galore_optax.GaLoreState)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
+    return next(node for node in nodes if is_state(node))
+
+
+def timed(f: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Seconds until all of a result is there; what it is made of is waited for."""
+    jax.block_until_ready(arguments)
+    start = time.perf_counter()
+    found = jax.block_until_ready(f(*arguments))
+    return time.perf_counter() - start, found
+
+
+def repeated(f: Callable[..., Any], *arguments: Any, repeats: int) -> list[float]:
+    """Seconds of as many calls, after one that compiles."""
+    jax.block_until_ready(f(*arguments))
+    return [timed(f, *arguments)[0] for _ in range(repeats)]
 
 
 class Subject:
@@ -133,11 +101,7 @@ class Subject:
         return updates
 
     def seconds(self, gradients: Any) -> float:
-        """One step, timed; what makes the gradients is waited for first."""
-        jax.block_until_ready(gradients)
-        start = time.perf_counter()
-        jax.block_until_ready(self.step(gradients))
-        return time.perf_counter() - start
+        return timed(self.step, gradients)[0]
 
     def result(self) -> dict[str, float]:
         steady = statistics.median(self.steady)
@@ -157,20 +121,25 @@ class InPlace(Subject):
         super().__init__(tx, jax.tree.map(jnp.copy, params))
 
     def lower(self, tx: optax.GradientTransformation, params: Any, state: Any) -> Any:
-        def step(params: Any, state: Any, gradients: Any) -> Any:
-            updates, state = tx.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
-
-        return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
+        return jax.jit(applied(tx), donate_argnums=(0, 1)).lower(params, state, params)
 
     def step(self, gradients: Any) -> Any:
         self.params, self.state = self.compiled(self.params, self.state, gradients)
         return self.params
 
-    def skip_first_refresh(self) -> None:
-        """Steady steps from here on, with the projectors that `init` made."""
+    def start(self, gradients: Any) -> None:
+        """One step that is not timed, with our first refresh and without contrib's."""
         state = optax.tree.set(self.state, count=jnp.int32(1))
-        if isinstance(state, galore_optax.GaLoreState):
-            found = state.refresh._replace(last=jnp.zeros_like(state.refresh.last))
-            state = state._replace(refresh=found)
         self.state = jax.tree.map(jnp.copy, state)  # no buffer is donated twice
+        self.seconds(gradients)
+
+
+def applied(tx: optax.GradientTransformation, **extra: Any) -> Callable[..., Any]:
+    """An update and `apply_updates`; `extra` are arguments of the update."""
+    update = optax.with_extra_args_support(tx).update
+
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = update(gradients, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    return step

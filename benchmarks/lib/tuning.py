@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learning rates on a grid that grows at its edges.
 
-A grid is the losses by exponent k, of rates base · 2^k; a run that diverged has `None`.
+A grid is the losses by exponent k, of rates base · 2^k, or by place on a ladder of
+rates; a run that diverged has `None`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 
 Losses = Mapping[int, float | None]
+
+
+def rate(exponent: int) -> float:
+    return 0.01 * 2.0**exponent
 
 
 def wanted(losses: Losses, start: Sequence[int]) -> list[int]:

@@ -68,14 +68,6 @@ class Instruction:
         return self.opcode == "dot" or any(word in self.text for word in PRODUCTS)
 
     @property
-    def moves(self) -> bool:
-        """Whether it only moves its operand: a copy or a transposition."""
-        named = self.name.startswith(("copy", "transpose", "wrapped_transpose"))
-        return self.opcode in ("copy", "transpose", "copy-start") or (
-            self.opcode == "fusion" and named
-        )
-
-    @property
     def trips(self) -> int | None:
         """Turns of a loop, where the compiler knows them."""
         found = _TRIPS.search(self.text)
@@ -152,11 +144,6 @@ class Program:
             for inner in self.computations[called]:
                 yield inner
                 yield from self.within(inner)
-
-    def moved(self, shapes: Iterable[Shape]) -> list[Instruction]:
-        """Copies and transpositions of arrays like one of `shapes`."""
-        wanted = tuple(shapes)
-        return [x for x in self if x.moves and any(a.is_like(wanted) for a in x.arrays)]
 
 
 def _computations(text: str) -> tuple[dict[str, tuple[Instruction, ...]], str]:

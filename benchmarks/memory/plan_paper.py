@@ -9,7 +9,8 @@ other parameter, in bf16. Table 2 gives weights and states together, Table 6 apa
 
 from typing import Any
 
-from benchmarks.lib import common
+from benchmarks.lib import records
+from benchmarks.memory import tables
 from galore_optax import memory
 from galore_optax.memory import Method
 
@@ -70,20 +71,9 @@ def seven_billion() -> dict[str, Any]:
 
 
 def main() -> None:
-    rows = [row(model) for model in PAPER]
-    for found in rows:
-        print(found["model"], f"rank {found['rank']}")
-        for name, x in list(found.items())[2:]:
-            print(f"  {name:14} {text(x)}")
-    large = seven_billion()
-    print("7b, 8 bit")
-    for name, x in (large["galore_total"] | {"adam": large["adam_total"]}).items():
-        print(f"  {name:40} {text(x)}")
-    common.write("memory/plan_paper", {"models": rows, "7b_8bit": large})
-
-
-def text(x: dict[str, float]) -> str:
-    return f"paper {x['paper']:6.2f}  formula {x['formula']:6.3f}  {x['relative']:+.1%}"
+    found = {"models": [row(model) for model in PAPER], "7b_8bit": seven_billion()}
+    print(tables.plan_paper(found))
+    records.write("memory/plan_paper", found)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.lib import common
+from benchmarks.lib import records
+from benchmarks.memory import tables
 from galore_optax import memory
 from galore_optax.memory import Method, Setting, Sizes
 
@@ -101,23 +102,11 @@ def main() -> None:
     rows, only = [], sys.argv[2:3]
     for case in (case for case in CASES if not only or case[0] in only):
         rows.append(compare(*case, target))
-        print(line(rows[-1]), flush=True)
-    worst = max(rows, key=lambda row: abs(row["total_relative"]))
-    print(f"worst: {line(worst)}")
+        print(*(rows[-1][x] for x in ("model", "method", "setting")), flush=True)
+    found = {"target": target.name, "rows": rows}
+    print(tables.plan_vs_compiler(found))
     suffix = "" if target.name == "rtx4090" else f"_{target.name}"
-    common.write(
-        f"memory/plan_vs_compiler{suffix}", {"target": target.name, "rows": rows}
-    )
-
-
-def line(row: dict[str, Any]) -> str:
-    name = f"{row['model']} {row['method']}, {row['setting']}"
-    compiler = row["compiler"]
-    return (
-        f"{name:70} {compiler['total'] / 1e9:7.3f} GB  temporaries"
-        f" {compiler['temporaries'] / 1e9:7.3f} GB ({row['temporaries_relative']:+.1%})"
-        f"  total {row['total_relative']:+.1%}"
-    )
+    records.write(f"memory/plan_vs_compiler{suffix}", found)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ python -m benchmarks.memory.state_bytes
 """
 
 import warnings
-from typing import Any
 
 import jax
 import optax
 
 import galore_optax
-from benchmarks.lib import common
+from benchmarks.lib import records
+from benchmarks.memory import tables
 from galore_optax import galore, galore_adamw
 
 import demo
@@ -31,18 +31,15 @@ SPELLINGS = {
 }
 
 
-def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(tx.init(params)))
-
-
 def main() -> None:
     warnings.simplefilter("ignore")
     params = demo.ADAMW.program().init_params(0)
-    found = {name: state_bytes(make(), params) for name, make in SPELLINGS.items()}
-    for name, size in found.items():
-        print(f"{name:54} {size:>12,} bytes")
-    print(galore_optax.describe(SPELLINGS["galore_adamw(lr, rank=64)"](), params))
-    common.write("memory/state_bytes", found)
+    found = {
+        name: sum(x.nbytes for x in jax.tree.leaves(make().init(params)))
+        for name, make in SPELLINGS.items()
+    }
+    print(tables.state_bytes(found))
+    records.write("memory/state_bytes", found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of what is held in memory, and of what compilers make of a step."""
 
+import collections
 from collections.abc import Iterable
 from typing import Any
 
@@ -147,7 +148,7 @@ def compiled_step(found: Found) -> str:
         (
             name,
             *(str(row[key]) for key in ("kernels", "products", "conditionals")),
-            ", ".join(str(x["trips"]) for x in row["loops"] if not x["depth"]),
+            _loops(row["loops"]),
             str(sum(x["trips"] is None for x in row["loops"])),
             str(row["f32_arrays_of_leaf_size"]),
             str(row["bf16_arrays_of_leaf_size"]),
@@ -156,5 +157,11 @@ def compiled_step(found: Found) -> str:
         for name, row in found["rows"].items()
     ]
     head = "target, optimizer, program", "kernels", "products", "conditionals"
-    loops = "turns of outer loops", "loops that ask the host"
+    loops = "outer loops of turns", "loops that ask the host"
     return table((*head, *loops, "f32 arrays of a leaf", "bf16", "temporaries"), rows)
+
+
+def _loops(loops: list[Found]) -> str:
+    """How many outer loops have how many turns."""
+    turns = collections.Counter(x["trips"] or "?" for x in loops if not x["depth"])
+    return ", ".join(f"{count} of {trips}" for trips, count in turns.items())

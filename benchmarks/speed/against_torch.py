@@ -21,17 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.lib import recording
-from benchmarks.lib.subjects import Shapes, gradients, turned
+from benchmarks.lib import records
+from benchmarks.lib.shapes import QUICK, Shapes, gradients, named, turned
+from benchmarks.lib.subjects import OURS
 from benchmarks.lib.turns import Rival
-from benchmarks.speed import rivals
+from benchmarks.speed import rivals, tables
 
 GAP = 5
 ROUNDS = 3  # refreshes; the first is cold
 STARTS = 3  # of all processes
 SIZES = ("60M", "130M")
-QUICK = Shapes(256, 688, 2, vocab=0)
-OURS = "galore_optax"
 
 
 def missing() -> list[str]:
@@ -51,26 +50,17 @@ def measure(
     times: dict[str, dict[str, list[float]]] = {
         name: {"refresh": [], "steady": []} for name in names
     }
-    old = gradients(shapes)
+    old = gradients(shapes.tree())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gradients.npz"
         for number in range(rounds):
-            old = turned(old, gradients(shapes, 2 + number))
-            save(path, old)
+            old = turned(old, gradients(shapes.tree(), 2 + number))
+            np.savez(path, **named(jax.tree.map(np.asarray, old)))
             one_round(started, path, times)
     facts = {name: rival("facts") for name, rival in started.items()}
     for rival in started.values():
         rival.close()
     return {name: summary(times[name]) | facts[name] for name in names}
-
-
-def save(path: Path, tree: Any) -> None:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {
-        jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(leaf)
-        for key, leaf in flat
-    }
-    np.savez(path, **named)
 
 
 def one_round(
@@ -112,23 +102,8 @@ def over_starts(starts: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     return found
 
 
-def show(size: str, found: dict[str, dict[str, Any]]) -> None:
-    ours = found[OURS]
-    print(f"\nLLaMA-{size}: seconds, and over ours")
-    print(f"{'':24}{'steady step':>20}{'refresh':>20}{'state bytes':>16}")
-    for name, row in found.items():
-        cells = "".join(
-            f"{row[x]:10.3f} ({row[x] / ours[x]:6.2f}x)"
-            for x in ("steady_seconds", "refresh_seconds")
-        )
-        print(f"{name:24}{cells}{row['state_bytes']:>16,}")
-    for name, row in found.items():
-        ratios = ", ".join(f"{x:.2f}" for x in row["steady_over_ours"])
-        print(f"{name:24} steady over ours, start by start: {ratios}")
-
-
 def main() -> None:
-    parser = recording.parser(__doc__)
+    parser = records.parser(__doc__, quick=True)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     arguments = parser.parse_args()
     left_out = missing()
@@ -142,9 +117,9 @@ def main() -> None:
         results = over_starts(
             [measure(shapes, rank, rounds, not missing()) for _ in range(starts)]
         )
-        show(size, results)
         found[size] = {"rank": rank, "rows": results}
-    recording.write(arguments.quick, "speed/against_torch", found, left_out)
+    print(tables.against_torch(found))
+    records.write("speed/against_torch", found, left_out, quick=arguments.quick)
 
 
 if __name__ == "__main__":

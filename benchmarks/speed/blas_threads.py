@@ -8,28 +8,22 @@ library's own orthonormalisation is built on what this shows.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.lib import common
+from benchmarks.lib import records
+from benchmarks.lib.subjects import repeated
+from benchmarks.speed import tables
 
 RANK, M, N = 192, 768, 2048
 REPEATS = 25
 
 
 def milliseconds(f: Callable[..., Any], *arguments: Any) -> float:
-    f = jax.jit(f)
-    jax.block_until_ready(f(*arguments))
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(f(*arguments))
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
+    return 1e3 * statistics.median(repeated(jax.jit(f), *arguments, repeats=REPEATS))
 
 
 def products(basis: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -56,15 +50,12 @@ def main() -> None:
     found = {"products alone": milliseconds(products, basis, gradient)}
     for call, sizes in ((cholesky, (64, 192, 200, 256)), (triangular, (8, 64, 192))):
         for size in sizes:
-            matrix = 2 * jnp.eye(size)
-            alone = milliseconds(call, matrix)
+            matrix, name = 2 * jnp.eye(size), f"{call.__name__} {size}"
+            found[name] = milliseconds(call, matrix)
             both = milliseconds(behind(call), matrix, basis, gradient)
-            name = f"{call.__name__} {size}"
-            found[name] = alone
-            found[f"products behind {name}, less its own"] = both - alone
-    for name, value in found.items():
-        print(f"{name:52}{value:8.2f} ms")
-    common.write("speed/blas_threads", found)
+            found[f"products behind {name}, less its own"] = both - found[name]
+    print(tables.blas_threads(found))
+    records.write("speed/blas_threads", found)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ import time
 import warnings
 from typing import Any
 
-from benchmarks.lib import recording
-from benchmarks.lib.subjects import InPlace, Shapes, gradients, optimizers, weights
-from benchmarks.speed import curves, rates
+from benchmarks.lib import records
+from benchmarks.lib.shapes import QUICK, Shapes, gradients, weights
+from benchmarks.lib.subjects import ADAMW, OURS, THEIRS, InPlace, optimizer
+from benchmarks.speed import curves, rates, tables
 
 STEPS = 15  # timed, fewer where they take long
 LEAST = 5
 SECONDS = 30.0
-OURS, ADAMW, THEIRS = "galore_optax", "optax.adamw", "optax.contrib.galore"
 NAMES = (ADAMW, OURS, THEIRS)
 FAMILY = ("60m", "130m", "350m", "1b", "7b")
 DIVISORS = (16, 8, 4, 2)
@@ -58,14 +58,9 @@ def points() -> list[Point]:
 
 
 def quick_points() -> list[Point]:
-    found = [Point("model quick", 256, Shapes(256, 688, 2, vocab=0), 64)]
-    for layers in (1, 2, 4):
-        found.append(Point("layers", layers, blocks("60m", layers), 128))
-    for shapes in (blocks(name, 1) for name in FAMILY[:2]):
-        found.append(Point("width", shapes.width, shapes, shapes.width // 4))
-    for rank in (32, 128):
-        found.append(Point("rank, width 512", rank, blocks("60m", 1), rank))
-    return found
+    small = [point for point in points() if point.shapes.width <= 512]
+    few = [point for point in small if point.shapes.layers <= 2]
+    return [Point("model quick", 256, QUICK, 64), *few]
 
 
 def measure(point: Point, copied: int, steps: int) -> dict[str, Any]:
@@ -96,12 +91,10 @@ def measure(point: Point, copied: int, steps: int) -> dict[str, Any]:
 
 def steady(shapes: Shapes, rank: int, steps: int) -> dict[str, float]:
     """Median seconds of a step without a refresh, in turns."""
-    params, grads = weights(shapes), gradients(shapes)
-    made = optimizers(rank, 10**6)
-    subjects = {name: InPlace(made[name], params) for name in NAMES}
+    params, grads = weights(shapes.tree()), gradients(shapes.tree())
+    subjects = {name: InPlace(optimizer(name, rank), params) for name in NAMES}
     for subject in subjects.values():
-        subject.skip_first_refresh()
-        subject.step(grads)
+        subject.start(grads)
     start, least = time.perf_counter(), min(steps, LEAST)
     for number in range(steps):
         if number >= least and time.perf_counter() - start > SECONDS:
@@ -111,28 +104,18 @@ def steady(shapes: Shapes, rank: int, steps: int) -> dict[str, float]:
     return {name: statistics.median(x.steady) for name, x in subjects.items()}
 
 
-def line(row: dict[str, Any]) -> str:
-    cells = [f"{1e3 * row['seconds'][name]:9.2f}" for name in NAMES]
-    floors = [f"{1e3 * row['floor'][name]:9.2f}" for name in (ADAMW, OURS)]
-    ratios = [f"{row['ratio'][name]:6.2f}" for name in (ADAMW, OURS)]
-    title = f"{row['curve']}, {row['x']}"
-    return f"{title:22}{''.join(cells)} {''.join(floors)} {''.join(ratios)}"
-
-
 def main() -> None:
-    arguments = recording.parser(__doc__).parse_args()
+    quick = records.parser(__doc__, quick=True).parse_args().quick
     warnings.simplefilter("ignore", DeprecationWarning)
-    quick = arguments.quick
-    print(f"{'ms a step':22}{'adamw':>9}{'galore':>9}{'contrib':>9}", end=" ")
-    print(f"{'floor of':>9}{'those':>9} {'ratio':>6}{'':>6}")
+    copied, steps = (2**27, 5) if quick else (rates.COPIED, STEPS)
     rows = []
     for point in quick_points() if quick else points():
-        copied, steps = (2**27, 5) if quick else (rates.COPIED, STEPS)
         rows.append(measure(point, copied, steps))
-        print(line(rows[-1]), flush=True)
+        print(f"measured {point.curve}, {point.x}", flush=True)
+    print(tables.floor({"points": rows}))
     if not quick:
-        curves.draw_cost(rows, "step_cost.png")
-    recording.write(quick, "speed/floor", {"points": rows})
+        curves.draw_cost(rows, "step_cost")
+    records.write("speed/floor", {"points": rows}, quick=quick)
 
 
 if __name__ == "__main__":

@@ -27,25 +27,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import jax
-
-from benchmarks.lib import common
-from benchmarks.lib.subjects import Shapes
-from benchmarks.speed.gpu_probes import METHODS, Probe
-from benchmarks.speed.gpu_steps import OPTIMIZERS, Step
-from benchmarks.speed.gpu_torch import TorchStep
+from benchmarks.lib import records
+from benchmarks.lib.shapes import Shapes
+from benchmarks.lib.subjects import ADAMW, EIGHT_BIT, GALORE, THEIRS, WIDE
+from benchmarks.speed.bases import METHODS, Basis
+from benchmarks.speed.gpu_steps import Step, TorchStep
 from benchmarks.speed.gpu_training import Training
 
 LIMIT = 24e9  # bytes, of a card of this size
-CACHE = common.ROOT / "out" / "gpu_cache"  # of compiled programs
-
-
-class Measured(Protocol):
-    """What a row measures; its text is its name."""
-
-    def measure(self) -> dict[str, Any]: ...
+FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+CACHE = records.ROOT / "out" / "gpu_cache"  # of compiled programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +46,7 @@ class Row:
     """One measurement, and what its process needs."""
 
     part: str
-    subject: Measured
+    subject: Step | TorchStep | Training | Basis
     seconds: float  # that it may take with nothing compiled yet; not begun with less
     limit: float | None = None  # bytes that its process may use
 
@@ -61,8 +54,7 @@ class Row:
         return f"{self.part}: {self.subject}"
 
 
-ADAMW, WIDE, OURS, EIGHT, CONTRIB = OPTIMIZERS
-BOTH = (ADAMW, OURS)
+BOTH, AT_7B = (ADAMW, GALORE), (GALORE, EIGHT_BIT, ADAMW, WIDE)
 
 
 def rows() -> list[Row]:
@@ -76,26 +68,23 @@ def rows() -> list[Row]:
         return Row("training", Training(model, name, batch, 256), 35)
 
     def limited(batch: int) -> Row:
-        run = Training("7b", EIGHT, batch, 256, 10, remat=True, layerwise=True)
+        run = Training("7b", EIGHT_BIT, batch, 256, 10, remat=True, layerwise=True)
         return Row("limited", run, 120, LIMIT)
 
     def probes(shape: tuple[int, int], dtype: str, names: Sequence[str]) -> list[Row]:
-        return [
-            Row("probes", Probe(name, shape, min(shape) // 4, dtype), 30)
-            for name in names
-        ]
+        found = [Basis(name, shape, min(shape) // 4, dtype) for name in names]
+        return [Row("probes", basis, 30) for basis in found]
 
-    at_7b = [step("7b", large, "bfloat16", True, n) for n in (OURS, EIGHT, ADAMW, WIDE)]
     return [
-        *at_7b,
+        *(step("7b", large, "bfloat16", True, name) for name in AT_7B),
         limited(1),
-        *(training("60m", 64, name) for name in (OURS, WIDE, ADAMW, EIGHT)),
+        *(training("60m", 64, name) for name in (GALORE, WIDE, ADAMW, EIGHT_BIT)),
         *(step("60m", small, "float32", True, name) for name in BOTH),
-        *(step("60m", small, "float32", False, name) for name in (*BOTH, CONTRIB)),
+        *(step("60m", small, "float32", False, name) for name in (*BOTH, THEIRS)),
         *probes((4096, 11008), "bfloat16", ("power", "eigh")),
         *(Row("torch", TorchStep("60m", small, name), 20) for name in torch_names()),
         *probes((768, 3072), "float32", tuple(METHODS)),
-        *(training("1b", 16, name) for name in (OURS, WIDE)),
+        *(training("1b", 16, name) for name in (GALORE, WIDE)),
         limited(8),
         *probes((768, 3072), "bfloat16", tuple(METHODS)),
         *probes((4096, 4096), "bfloat16", ("power", "eigh", "svd")),
@@ -108,11 +97,11 @@ def tiny() -> list[Row]:
     whole = Training("demo", WIDE, 2, 16, 2)
     layerwise = dataclasses.replace(whole, method=ADAMW, layerwise=True)
     return [
-        Row("steps", Step("tiny", shapes, "bfloat16", True, OURS), 0),
+        Row("steps", Step("tiny", shapes, "bfloat16", True, GALORE), 0),
         Row("steps", Step("tiny", shapes, "bfloat16", True, WIDE), 0),
         Row("limited", layerwise, 0, LIMIT),
         Row("training", whole, 0),
-        *(Row("probes", Probe(name, (48, 64), 8, "float32"), 0) for name in METHODS),
+        *(Row("probes", Basis(name, (48, 64), 8, "float32"), 0) for name in METHODS),
     ]
 
 
@@ -125,53 +114,63 @@ def torch_names() -> tuple[str, ...]:
     return ("galore-torch", *ours) if found else ours
 
 
-@dataclasses.dataclass
-class Budget:
-    """Rows made one after the other until the seconds are over."""
-
-    seconds: float
-    make: Callable[[Row, float], str]  # within so many seconds; why it failed, or ""
-    clock: Callable[[], float] = time.monotonic
-
-    def spend(self, wanted: Sequence[Row]) -> list[str]:
-        """Makes what there is time for; what is missing, and why."""
-        end, missing = self.clock() + self.seconds, []
-        for row in wanted:
-            left = end - self.clock()
-            reason = "no time left" if left < row.seconds else self.make(row, left)
-            if reason:
-                missing.append(f"{row}: {reason}")
-        return missing
+def spend(
+    seconds: float,
+    wanted: Sequence[Row],
+    make: Callable[[Row, float], str],  # within so many seconds; why it failed, or ""
+    clock: Callable[[], float] = time.monotonic,
+) -> list[str]:
+    """Makes what there is time for; returns what is missing, and why."""
+    end, missing = clock() + seconds, []
+    for row in wanted:
+        left = end - clock()
+        reason = "no time left" if left < row.seconds else make(row, left)
+        if reason:
+            missing.append(f"{row}: {reason}")
+    return missing
 
 
-def in_a_process(row: Row, seconds: float) -> str:
-    """Makes and keeps `row` in a process that has the card for itself."""
-    command = [sys.executable, "-m", "benchmarks.speed.gpu", "--row", str(row)]
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
-    }
-    try:
-        done = subprocess.run(
-            command,
-            cwd=common.ROOT,
-            env=cache | os.environ | share(row.limit),
-            capture_output=True,
-            text=True,
-            timeout=seconds,
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """The device, which rows have for themselves, each in its process."""
+
+    name: str  # as part of a file's name
+    memory: int  # bytes; 0 where it does not say
+
+    @classmethod
+    def found(cls) -> "Card":
+        """Asks in a process that lets go of it."""
+        code = (
+            "import jax; x = jax.devices()[0]; print(x.device_kind);"
+            " print((x.memory_stats() or {}).get('bytes_limit', 0))"
         )
-    except subprocess.TimeoutExpired:
-        return f"not done after {seconds:.0f} s"
-    print(done.stdout, end="", flush=True)
-    return "" if done.returncode == 0 else last_line(done.stderr)
+        told = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", FRACTION: "1.0"}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env=os.environ | told, capture_output=True, text=True, check=True
+        )
+        kind, size = done.stdout.splitlines()[-2:]
+        name = re.sub(r"\W+", "_", kind.removeprefix("NVIDIA ")).lower()
+        return cls(name, int(size))
 
-
-def share(limit: float | None) -> dict[str, str]:
-    """What keeps a process to so many bytes of the device."""
-    total = common.device_bytes() if limit else None
-    if not limit or not total:
-        return {}
-    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{limit / total:.4f}"}
+    def make(self, row: Row, seconds: float) -> str:
+        """Makes and keeps `row`; why it failed, or nothing."""
+        command = [sys.executable, "-m", "benchmarks.speed.gpu", "--row", str(row)]
+        told = {
+            "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        } | os.environ
+        if row.limit and self.memory:
+            told[FRACTION] = f"{row.limit / self.memory:.4f}"
+        options = {"cwd": records.ROOT, "capture_output": True, "text": True}
+        try:
+            done = subprocess.run(
+                [*command, "--card", self.name], env=told, timeout=seconds, **options
+            )
+        except subprocess.TimeoutExpired:
+            return f"not done after {seconds:.0f} s"
+        print(done.stdout, end="", flush=True)
+        return "" if done.returncode == 0 else last_line(done.stderr)
 
 
 def last_line(text: str) -> str:
@@ -180,24 +179,9 @@ def last_line(text: str) -> str:
     return lines[-1][:300] if lines else "failed"
 
 
-def card() -> str:
-    """The device as part of a file's name."""
-    kind = jax.devices()[0].device_kind.removeprefix("NVIDIA ")
-    return re.sub(r"\W+", "_", kind).lower()
-
-
-def card_in_use() -> str:
-    """`card()`, asked in a process that lets go of it."""
-    command = [sys.executable, "-m", "benchmarks.speed.gpu", "--card"]
-    done = subprocess.run(
-        command, cwd=common.ROOT, capture_output=True, text=True, check=True
-    )
-    return done.stdout.split()[-1]
-
-
-def keep(row: Row) -> None:
+def keep(row: Row, card: str) -> None:
     """Measures `row`, unless it is on record."""
-    runs = common.Runs(f"speed/gpu_{card()}")
+    runs = records.Runs(f"speed/gpu_{card}")
     print(row, runs.get(str(row), lambda: measured(row)), flush=True)
 
 
@@ -216,32 +200,33 @@ def by_part(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def record(missing: Sequence[str]) -> None:
-    runs = common.Runs(f"speed/gpu_{card()}")
+def record(card: str, missing: Sequence[str]) -> None:
+    runs = records.Runs(f"speed/gpu_{card}")
     if not torch_names():
         missing = [*missing, "torch's rows: torch is not installed (extra 'rivals')"]
-    common.write(f"speed/gpu_{card()}", by_part(runs.found), missing, runs)
+    records.write(f"speed/gpu_{card}", by_part(runs.found), missing, runs)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = records.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--row", help=argparse.SUPPRESS)
-    parser.add_argument("--card", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--card", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.tiny:
         for row in tiny():
             print(row, measured(row), flush=True)
     elif arguments.row:
-        keep(next(row for row in rows() if str(row) == arguments.row))
-    elif arguments.card:
-        print(card())
+        chosen = next(row for row in rows() if str(row) == arguments.row)
+        keep(chosen, arguments.card)
     else:
-        made = common.Runs(f"speed/gpu_{card_in_use()}").found
+        card = Card.found()
+        made = records.Runs(f"speed/gpu_{card.name}").found
         wanted = [row for row in rows() if str(row) not in made]
         # Some seconds are for the record itself.
-        record(Budget(60 * arguments.minutes - 10, in_a_process).spend(wanted))
+        missing = spend(60 * arguments.minutes - 10, wanted, card.make)
+        record(card.name, missing)
 
 
 if __name__ == "__main__":

@@ -8,51 +8,15 @@ with f32 moments.
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
-import galore_optax
-from benchmarks.lib import gpu_shapes
-from benchmarks.lib.subjects import InPlace, Shapes
+from benchmarks.lib.shapes import Shapes, large_gradients, named, weights
+from benchmarks.lib.subjects import InPlace, optimizer, timed
+from benchmarks.speed import rivals
 
 GAP = 12
-
-
-def with_f32_moments(
-    tx: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-    """`tx` on parameters and gradients in f32; its updates in their dtypes again."""
-
-    def cast(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        wide = None if params is None else cast(params)
-        found, state = tx.update(cast(updates), state, wide)
-        return jax.tree.map(lambda x, y: x.astype(y.dtype), found, updates), state
-
-    return optax.GradientTransformation(lambda params: tx.init(cast(params)), update)
-
-
-Make = Callable[[int, int], optax.GradientTransformation]
-OPTIMIZERS: dict[str, Make] = {
-    "optax.adamw": lambda rank, gap: optax.adamw(1e-3),
-    "optax.adamw, f32 moments": lambda rank, gap: with_f32_moments(optax.adamw(1e-3)),
-    "galore_adamw": lambda rank, gap: galore_optax.galore_adamw(
-        1e-3, rank=rank, update_proj_gap=gap
-    ),
-    "galore_adamw8bit": lambda rank, gap: galore_optax.galore_adamw8bit(
-        1e-3, rank=rank, update_proj_gap=gap
-    ),
-    "optax.contrib.galore": lambda rank, gap: optax.contrib.galore(
-        1e-3, rank=rank, update_proj_gap=gap
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +36,14 @@ class Step:
     def measure(self) -> dict[str, Any]:
         """Medians of steps; a refresh is what its step takes longer."""
         rank = self.shapes.width // 4
-        tree = gpu_shapes.stacked(self.shapes) if self.stacked else self.shapes.tree()
-        gradients = gpu_shapes.gradients(tree, self.dtype)
-        tx = OPTIMIZERS[self.optimizer](rank, GAP)
-        subject = InPlace(tx, gpu_shapes.weights(tree, self.dtype))
+        tree = self.shapes.stacked() if self.stacked else self.shapes.tree()
+        gradients = large_gradients(tree, self.dtype)
+        tx = optimizer(self.optimizer, rank, GAP)
+        subject = InPlace(tx, weights(tree, self.dtype))
         times = [subject.seconds(gradients) for _ in range(2 * GAP + 1)]
         steady = statistics.median(t for i, t in enumerate(times) if i % GAP)
         return {
-            "model": self.model,
-            "dtype": self.dtype,
-            "stacked": self.stacked,
-            "optimizer": self.optimizer,
+            **{k: v for k, v in vars(self).items() if k != "shapes"},
             "rank": rank,
             "compile_seconds": subject.compile_seconds,
             "steady_seconds": steady,
@@ -95,9 +56,56 @@ class Step:
 
 def _pipelined(subject: InPlace, gradients: Any) -> float:
     """Seconds a step where the host does not wait for each, no refresh among them."""
+
+    def run() -> Any:
+        for _ in range(GAP - 2):
+            subject.step(gradients)
+        return subject.params
+
     jax.block_until_ready(subject.params)
-    start = time.perf_counter()
-    for _ in range(GAP - 2):
-        subject.step(gradients)
-    jax.block_until_ready(subject.params)
-    return (time.perf_counter() - start) / (GAP - 2)
+    return timed(run)[0] / (GAP - 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchStep:
+    """One of `rivals.TORCH` in f32 on the same card, one parameter a matrix."""
+
+    model: str
+    shapes: Shapes
+    optimizer: str
+    device: str = "cuda"
+
+    def __str__(self) -> str:
+        return f"{self.model} float32, torch: {self.optimizer}"
+
+    def measure(self) -> dict[str, Any]:
+        import torch
+
+        def made(shape: tuple[int, ...]) -> Any:
+            turned = torch.randn(shape[::-1], device=self.device)
+            parameter = torch.nn.Parameter(0.02 * turned)
+            parameter.grad = 1e-3 * torch.randn_like(parameter)
+            return parameter
+
+        def waited() -> None:
+            found.step()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+
+        rank = self.shapes.width // 4
+        shapes = named(self.shapes.tree())
+        params = {path: made(shape) for path, shape in shapes.items()}
+        found = rivals.torch_optimizer(self.optimizer, params, rank, GAP)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        times = [timed(waited)[0] for _ in range(GAP + 1)]
+        steady = statistics.median(times[1:GAP])
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "rank": rank,
+            "torch": torch.__version__,
+            "steady_seconds": steady,
+            "first_refresh_seconds": times[0] - steady,
+            "refresh_seconds": times[GAP] - steady,
+        }

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from benchmarks.lib.subjects import Shapes
+from benchmarks.lib.shapes import Shapes
 from benchmarks.lib.tables import gb, model, ms, of, table
 from benchmarks.memory.tables import EIGHT_BIT, row_7b
 

@@ -6,14 +6,12 @@ means nothing here.
 """
 
 import dataclasses
-import time
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from benchmarks.speed import gpu_steps
+from benchmarks.lib.subjects import optimizer, timed
 
 import attention
 from model import Config, Numerics
@@ -43,25 +41,25 @@ class Training:
         return f"{self.model} {self.compute}, {count} tokens{how}: {self.method}"
 
     def measure(self) -> dict[str, Any]:
-        start = time.perf_counter()
         config, program = Config.load(self.model), self._program()
         state = program.init(program.init_params(0))
         update, _ = program.compiled(state)
         batches = [program.put(self._batch(config, i)) for i in range(BATCHES)]
-        state, _ = jax.block_until_ready(update(state, batches[0]))
-        compiled = time.perf_counter()
-        for number in range(self.steps):
-            state, _ = update(state, batches[number % BATCHES])
-        jax.block_until_ready(state)
-        seconds = (time.perf_counter() - compiled) / self.steps
-        return self._row(config, program, seconds, compiled - start)
+        first, (state, _) = timed(update, state, batches[0])
+
+        def run(state: Any) -> Any:
+            for number in range(self.steps):
+                state, _ = update(state, batches[number % BATCHES])
+            return state
+
+        return self._row(config, program, timed(run, state)[0] / self.steps, first)
 
     def _program(self) -> Program:
         config = Config.load(self.model)
         head = config.width // config.heads
         kernel = attention.implementation("auto", self.compute, head)
         numerics = Numerics(self.compute, self.compute, self.remat, kernel)
-        tx = transformation(self.method, config.width // 4)
+        tx = optimizer(self.method, config.width // 4, GAP)
         kind = LayerProgram if self.layerwise else Program
         return kind(config, numerics, tx, accumulation=1, mesh=None)
 
@@ -83,18 +81,13 @@ class Training:
             "tokens": count,
             "layerwise": self.layerwise,
             "attention": program.numerics.attention,
-            "first_step_seconds": first,  # made, compiled and run
+            "first_step_seconds": first,  # compiled and run
             "step_seconds": seconds,
             "tokens_per_second": count / seconds,
             "flops_per_second": flops,
             "flop_utilisation": peak and flops / peak,
             "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
         }
-
-
-def transformation(method: str, rank: int) -> optax.GradientTransformation:
-    """By a name of `gpu_steps.OPTIMIZERS`."""
-    return gpu_steps.OPTIMIZERS[method](rank, GAP)
 
 
 def flops_per_token(config: Config, tokens: int) -> float:

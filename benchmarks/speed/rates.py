@@ -7,20 +7,19 @@ The floor of a step is built of these two:
 """
 
 import dataclasses
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from benchmarks.lib.subjects import Shapes
+from benchmarks.lib.shapes import Shapes
+from benchmarks.lib.subjects import repeated, timed
 
 REPEATS = 7
 ITEMSIZE = 4  # f32
 COPIED = 2**30  # bytes, more than any cache holds
 PANEL = 2**21  # entries of a matrix that a product is timed on, which caches hold
+DISPATCHED = 2e9  # FLOP at once
 PASSES = 3  # an array of gradients or weights is read; weights are written too
 
 
@@ -92,7 +91,7 @@ def measure(work: Work, copied: int = COPIED) -> Rates:
 def product_rate(m: int, n: int, rank: int) -> float:
     """FLOP/s of `G ← P (Pᵀ G)` on columns in caches, of the better of two layouts."""
     n = min(n, PANEL // m)
-    count = max(1, round(2e9 / (4 * m * n * rank)))  # about 2 GFLOP, one dispatch
+    count = max(1, round(DISPATCHED / (4 * m * n * rank)))
     basis = jnp.eye(m, rank)
     wide, tall = jnp.ones((m, n)), jnp.ones((n, m))
 
@@ -105,30 +104,18 @@ def product_rate(m: int, n: int, rank: int) -> float:
         return lax.fori_loop(0, count, lambda _, x: (x @ basis) @ rows, x)
 
     rows = jnp.asarray(basis.T)
-    least = min(best(left, basis, rows, wide), best(right, basis, rows, tall))
-    return count * 4 * m * n * rank / least
+    seconds = repeated(left, basis, rows, wide, repeats=REPEATS)
+    seconds += repeated(right, basis, rows, tall, repeats=REPEATS)
+    return count * 4 * m * n * rank / min(seconds)
 
 
 def bandwidths(size: int) -> dict[str, float]:
     """Bytes read and written a second, of an array of `size` bytes, by kind of copy."""
     in_place = jax.jit(jnp.negative, donate_argnums=0)
-    elsewhere = jax.jit(jnp.negative)
     array = jnp.ones(size // ITEMSIZE)
-    out = best(elsewhere, array)
+    out = min(repeated(jax.jit(jnp.negative), array, repeats=REPEATS))
     array, times = in_place(array), []
     for _ in range(REPEATS):
-        start = time.perf_counter()
-        array = jax.block_until_ready(in_place(array))
-        times.append(time.perf_counter() - start)
+        seconds, array = timed(in_place, array)
+        times.append(seconds)
     return {"in place": 2 * size / min(times), "elsewhere": 2 * size / out}
-
-
-def best(f: Callable[..., Any], *arguments: Any) -> float:
-    """The least of several timings, in seconds."""
-    jax.block_until_ready(f(*arguments))
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(f(*arguments))
-        times.append(time.perf_counter() - start)
-    return min(times)

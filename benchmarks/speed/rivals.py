@@ -2,7 +2,7 @@
 """The optimizers of `against_torch.py`, each to live in a process of its own.
 
 All have `load(path)`, which reads gradients, `step() -> seconds` and `facts()`. torch
-is imported by its own rivals alone, JAX by its own.
+is imported by its own rivals alone, and JAX's backend is started by its own.
 """
 
 import importlib.metadata
@@ -11,9 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-JAX = ("galore_optax, adamw", "galore_optax", "optax.adamw")
+from benchmarks.lib.shapes import named, weights
+from benchmarks.lib.subjects import InPlace, optimizer
+
+JAX = ("galore_adamw", "galore_optax", "optax.adamw")
 TORCH = ("galore-torch", "torch.optim.AdamW", "torch.optim.AdamW, fused")
 SCALE = 0.25
 
@@ -21,27 +25,20 @@ SCALE = 0.25
 def make(name: str, shapes: Any, rank: int, gap: int) -> Any:
     if name in JAX:
         return Jax(name, shapes, rank, gap)
-    return Torch(name, shapes.tree(), rank, gap)
+    return Torch(name, named(shapes.tree()), rank, gap)
 
 
 class Jax:
     """Ours, or optax's."""
 
     def __init__(self, name: str, shapes: Any, rank: int, gap: int):
-        from benchmarks.lib import subjects
-
-        params = subjects.weights(shapes)
-        tx = subjects.optimizers(rank, gap)[name]
-        self.subject = subjects.InPlace(tx, params)
+        tx = optimizer(name, rank, gap)
+        self.subject = InPlace(tx, weights(shapes.tree()))
 
     def load(self, path: Path) -> None:
-        import jax
-
         with np.load(path) as saved:
-            self.gradients = jax.tree_util.tree_map_with_path(
-                lambda key, _: jax.numpy.asarray(saved[_name(key)]),
-                self.subject.params,
-            )
+            leaves = [jax.numpy.asarray(saved[x]) for x in named(self.subject.params)]
+        self.gradients = jax.tree.structure(self.subject.params).unflatten(leaves)
 
     def step(self) -> float:
         return self.subject.seconds(self.gradients)
@@ -53,20 +50,13 @@ class Jax:
         }
 
 
-def _name(key: Any) -> str:
-    import jax
-
-    return jax.tree_util.keystr(key, simple=True, separator="/")
-
-
 class Torch:
     """galore-torch, or torch's own; kernels are transposed, as torch has them."""
 
-    def __init__(self, name: str, tree: Any, rank: int, gap: int):
+    def __init__(self, name: str, shapes: dict[str, Any], rank: int, gap: int):
         import torch
 
         torch.set_num_threads(os.cpu_count() or 1)
-        shapes = dict(leaves(tree))
         self.params = {
             path: torch.nn.Parameter(0.02 * torch.randn(_turned(path, shape)))
             for path, shape in shapes.items()
@@ -124,15 +114,6 @@ def by_our_names(model: Any) -> dict[str, Any]:
         name.replace("model.layers.", "layers_").replace("_proj.weight", "/kernel"): x
         for name, x in model.named_parameters()
     }
-
-
-def leaves(tree: Any, prefix: str = "") -> list[tuple[str, tuple[int, ...]]]:
-    if isinstance(tree, tuple):
-        return [(prefix, tree)]
-    parts = [
-        leaves(x, f"{prefix}/{name}" if prefix else name) for name, x in tree.items()
-    ]
-    return [leaf for part in parts for leaf in part]
 
 
 def _is_kernel(path: str) -> bool:

@@ -13,33 +13,21 @@ import warnings
 from typing import Any
 
 import jax.numpy as jnp
-import optax
 
-import galore_optax
-from benchmarks.lib import recording
-from benchmarks.lib.subjects import TURN, InPlace, Shapes, gradients, turned, weights
-from benchmarks.speed import curves
+from benchmarks.lib import records
+from benchmarks.lib.shapes import QUICK, TURN, Shapes, gradients, turned, weights
+from benchmarks.lib.subjects import OURS, THEIRS, InPlace, optimizer
+from benchmarks.speed import curves, tables
 
 GAPS = 2
-QUICK = Shapes(256, 688, 2, vocab=0)
-
-
-def transformations(rank: int, gap: int) -> dict[str, optax.GradientTransformation]:
-    low = {"rank": rank, "update_proj_gap": gap}
-    return {
-        "galore_optax": galore_optax.galore(optax.adam(1e-3), **low),
-        "galore_optax, stagger=True": galore_optax.galore(
-            optax.adam(1e-3), **low, stagger=True
-        ),
-        "optax.contrib.galore": optax.contrib.galore(1e-3, **low),
-    }
+NAMES = OURS, f"{OURS}, stagger=True", THEIRS
 
 
 def run(shapes: Shapes, rank: int, gap: int) -> dict[str, list[float]]:
     """Seconds of every step from the first of all."""
-    params, old, new = weights(shapes), gradients(shapes, 1), gradients(shapes, 2)
-    named = transformations(rank, gap).items()
-    subjects = {name: InPlace(tx, params) for name, tx in named}
+    tree = shapes.tree()
+    params, old, new = weights(tree), gradients(tree, 1), gradients(tree, 2)
+    subjects = {name: InPlace(optimizer(name, rank, gap), params) for name in NAMES}
     for step in range((GAPS + 1) * gap):
         now = turned(old, new, jnp.float32(TURN * step / gap))
         for subject in subjects.values():
@@ -62,27 +50,19 @@ def summary(seconds: list[float], gap: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = recording.parser(__doc__)
+    parser = records.parser(__doc__, quick=True)
     parser.add_argument("--gap", type=int, default=20)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)
     quick, gap = arguments.quick, arguments.gap
     shapes = QUICK if quick else Shapes.load("60m")
     rank = shapes.width // 4
-    found = {
-        name: summary(seconds, gap) for name, seconds in run(shapes, rank, gap).items()
-    }
-    print(f"{'ms a step':30}{'median':>10}{'mean':>10}{'largest':>10}{'ratio':>8}")
-    for name, row in found.items():
-        cells = [1e3 * row[f"{x}_seconds"] for x in ("median", "mean", "largest")]
-        text = "".join(f"{cell:10.1f}" for cell in cells)
-        print(f"{name:30}{text}{row['largest_over_median']:8.2f}")
+    traces = {k: summary(v, gap) for k, v in run(shapes, rank, gap).items()}
+    found = {"gap": gap, "rank": rank, "traces": traces}
+    print(tables.step_trace(found))
     if not quick:
-        traces = {name: row["seconds"] for name, row in found.items()}
-        curves.draw_trace(traces, gap, "step_trace.png")
-    recording.write(
-        quick, "speed/step_trace", {"gap": gap, "rank": rank, "traces": found}
-    )
+        curves.draw_trace(found, "step_trace")
+    records.write("speed/step_trace", found, quick=quick)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ Found = dict[str, Any]
 @of("speed/optimizer_step")
 def optimizer_step(found: Found) -> str:
     sizes = {name: rows for name, rows in found.items() if "rank" not in name}
-    return _steps(sizes)
+    return steps(sizes)
 
 
 @of("speed/optimizer_step")
 def optimizer_step_ranks(found: Found) -> str:
     named = {k if "rank" in k else f"{k}, rank d/4": v for k, v in found.items()}
     ranks = [k for k in named if k.startswith("60M")]
-    return _steps({k: named[k] for k in sorted(ranks, key=lambda k: named[k]["rank"])})
+    return steps({k: named[k] for k in sorted(ranks, key=lambda k: named[k]["rank"])})
 
 
-def _steps(sizes: Found) -> str:
+def steps(sizes: Found) -> str:
     rows = [
         (
             f"{size}, `{name}`",

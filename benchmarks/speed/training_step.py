@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lib import recording
+from benchmarks.lib import records
+from benchmarks.lib.subjects import NEVER
 from benchmarks.lib.turns import Rival
-from benchmarks.speed import against_torch
+from benchmarks.speed import against_torch, tables
 
 STEPS = 8
-GAP = 10**6
 JAX = ("optax.adamw", "galore_optax", "optax.contrib.galore")
 TORCH = ("torch.optim.AdamW", "torch.optim.AdamW, fused", "galore-torch")
-OURS = "galore_optax"
 
 
 def make(name: str, model: str, tokens: int) -> Any:
@@ -45,13 +44,13 @@ class Example:
     """The training program of examples/llama."""
 
     def __init__(self, name: str, model: str, tokens: int):
-        from benchmarks.lib import subjects
+        from benchmarks.lib.subjects import optimizer
 
         from model import Config, Numerics
         from steps import Program
 
         config = Config.load(model)
-        tx = subjects.optimizers(config.width // 4, GAP)[name]
+        tx = optimizer(name, config.width // 4, NEVER)
         self.program = Program(config, Numerics(), tx, accumulation=1, mesh=None)
         self.state = self.program.init(self.program.init_params(0))
         self.batch = self.program.put(batch(model, tokens).astype(np.int32))
@@ -90,7 +89,7 @@ class HuggingFace:
         self.model = transformers.LlamaForCausalLM(sizes)
         self.batch = torch.from_numpy(batch(model, tokens))
         params = rivals.by_our_names(self.model)
-        self.optimizer = rivals.torch_optimizer(name, params, config.width // 4, GAP)
+        self.optimizer = rivals.torch_optimizer(name, params, config.width // 4, NEVER)
 
     def step(self) -> float:
         start = time.perf_counter()
@@ -120,19 +119,8 @@ def measure(model: str, tokens: int, steps: int, names: list[str]) -> dict[str, 
     return rows
 
 
-def show(rows: dict[str, Any]) -> None:
-    ours = rows[OURS]["steady_seconds"]
-    print(f"{'':26}{'seconds a step':>16}{'over ours':>11}{'tokens/s':>10}{'first':>9}")
-    for name, row in rows.items():
-        seconds = row["steady_seconds"]
-        print(
-            f"{name:26}{seconds:16.3f}{seconds / ours:10.2f}x"
-            f"{row['tokens_per_second']:10,.0f}{row['first_seconds']:9.2f}"
-        )
-
-
 def main() -> None:
-    parser = recording.parser(__doc__)
+    parser = records.parser(__doc__, quick=True)
     parser.add_argument("--model", default="60m")
     parser.add_argument("--tokens", type=int, default=256)
     arguments = parser.parse_args()
@@ -141,9 +129,10 @@ def main() -> None:
     model = "9m" if arguments.quick else arguments.model
     tokens = 64 if arguments.quick else arguments.tokens
     rows = measure(model, tokens, 3 if arguments.quick else STEPS, names)
-    show(rows)
     result = {"model": model, "tokens": tokens, "rows": rows}
-    recording.write(arguments.quick, f"speed/training_step_{model}", result, missing)
+    print(tables.training_step(result))
+    name = f"speed/training_step_{model}"
+    records.write(name, result, missing, quick=arguments.quick)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
 """What do rank, gap, subspace method, side, staggering and dtypes change?
 
-A small LLaMA on real text, several seeds of every setting under one compile by vmap;
-Figure 5 of the paper and the claims beside it. One learning rate for all: the one that
-`pretraining.py` found best for GaLore with this scale in a model of this width. Every
-run is stored as soon as it ends, so an interrupted benchmark goes on where it stopped.
+A small LLaMA on real text, several seeds of every setting; Figure 5 of the paper and
+the claims beside it. One learning rate for all: the one that `pretraining.py` found
+best for GaLore with this scale in this model. Every run is stored as soon as it ends,
+so an interrupted benchmark goes on where it stopped.
 
     python -m benchmarks.training.ablations [--minutes 30] [--list]
 """
 
-import argparse
 import dataclasses
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.lib import common, pictures
-from benchmarks.lib.paired import Difference, difference
-from benchmarks.training import draw_ablations
-from benchmarks.training.vmapped import NEVER, Recipe, Setting, seconds_a_step, train
+from benchmarks.lib import records
+from benchmarks.lib.paired import difference
+from benchmarks.training import draw_ablations, runs, tables
 
-import data
-from model import Config
+import demo
+from settings import Settings
+
+NEVER = 2**30  # a gap that no run is as long as
+SEEDS = range(3)
+WIDTH = 128
+BASE = dataclasses.replace(
+    demo.GALORE, model="1m", steps=300, learning_rate=0.02, options=(), eval_batches=32
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What runs differ in; `options` are those of the optimizer."""
+
+    rank: int
+    gap: int = demo.GAP
+    optimizer: str = "galore_adamw"
+    options: tuple[tuple[str, Any], ...] = ()
+    rate: float = 1.0  # times the base's
+
+    def __str__(self) -> str:
+        gap = "never" if self.gap >= NEVER else self.gap
+        options = [f"{name}={value}" for name, value in self.options]
+        options += [] if self.rate == 1 else [f"rate x {self.rate:g}"]
+        name = [] if self.optimizer == "galore_adamw" else [self.optimizer]
+        return ", ".join([*name, f"rank={self.rank}", f"gap={gap}", *options])
+
+    def run(self, seed: int) -> Settings:
+        low = f"rank={self.rank}", f"update_proj_gap={self.gap}", "weight_decay=0.01"
+        return dataclasses.replace(
+            BASE,
+            optimizer=self.optimizer,
+            options=(*low, *(f"{name}={value}" for name, value in self.options)),
+            learning_rate=self.rate * BASE.learning_rate,
+            eval_every=BASE.steps,
+            seed=seed,
+        )
+
 
 GAPS = (10, 50, 200, NEVER)
 EVERY_STEP = 1
@@ -32,7 +66,6 @@ SHARES = (16, 8, 4, 2)  # rank: the width divided by
 METHODS = ("power", "randomized", "eigh", "svd", "random")
 SIDES = ("std", "reverse_std", "left", "right", "full")
 PROJECTORS = ("float32", "bfloat16", "int8", "int4")
-TIMING = "one step of all seeds"
 GRID = "rank and gap"
 
 Studies = dict[str, dict[str, Setting]]
@@ -84,56 +117,36 @@ def studies(width: int) -> Studies:
     }
 
 
-def unique(found: Studies) -> list[Setting]:
-    """Every setting once; those that share a program come one after the other."""
-    settings = dict.fromkeys(s for study in found.values() for s in study.values())
-    programs = list(dict.fromkeys(dataclasses.replace(s, gap=0) for s in settings))
-    return sorted(settings, key=lambda s: programs.index(dataclasses.replace(s, gap=0)))
+def planned() -> list[Setting]:
+    """Every setting once."""
+    return list(
+        dict.fromkeys(s for study in studies(WIDTH).values() for s in study.values())
+    )
 
 
-def key(recipe: Recipe, setting: Setting | str) -> str:
+def key(setting: Setting) -> str:
     told = (
-        f"width {recipe.config.width}",
-        f"{recipe.steps} steps of {recipe.batch} x {recipe.tokens}",
-        f"{recipe.eval_batches} held out",
-        f"lr {recipe.learning_rate:g}",
-        f"{recipe.seeds} seeds",
+        f"width {WIDTH}",
+        f"{BASE.steps} steps of {BASE.batch} x {BASE.tokens}",
+        f"{BASE.eval_batches} held out",
+        f"lr {BASE.learning_rate:g}",
+        f"{len(SEEDS)} seeds",
     )
     return f"{', '.join(told)}: {setting}"
 
 
-class Deadline:
-    """Whether another run may be started."""
-
-    def __init__(self, minutes: float):
-        self.end = time.monotonic() + 60 * minutes
-
-    @property
-    def passed(self) -> bool:
-        return time.monotonic() > self.end
+def train(setting: Setting) -> dict[str, Any]:
+    """Final validation loss of every seed."""
+    found = [runs.kept(runs.train(setting.run(x), f"{setting}, {x}")) for x in SEEDS]
+    losses = [run["loss"] for run in found]
+    return {"losses": losses, "state_bytes_a_seed": found[0]["state_bytes"]}
 
 
-def run_all(
-    recipe: Recipe, settings: Sequence[Setting], runs: common.Runs, deadline: Deadline
-) -> None:
-    corpus = data.load("prose", recipe.config.vocab)
-    for setting in settings:
-        name = key(recipe, setting)
-        if name in runs.found or deadline.passed:
-            continue
-        found = runs.get(name, lambda s=setting: train(recipe, s, corpus))
-        losses = " ".join(f"{loss:.4f}" for loss in found["losses"])
-        print(f"{setting}: {losses}  ({found['seconds']:.0f} s)", flush=True)
-    if not deadline.passed:
-        usual = base(recipe.config.width)
-        runs.get(key(recipe, TIMING), lambda: seconds_a_step(recipe, usual, corpus, 12))
-
-
-def rows(recipe: Recipe, settings: dict[str, Setting], found: Any) -> Iterator[Any]:
+def rows(settings: dict[str, Setting], found: Any) -> Iterator[Any]:
     """What is on record of a study: a row a setting, against the first of them."""
-    usual = found.get(key(recipe, base(recipe.config.width)))
+    usual = found.get(key(base(WIDTH)))
     for name, setting in settings.items():
-        run = found.get(key(recipe, setting))
+        run = found.get(key(setting))
         if run is None or usual is None:
             continue
         losses = run["losses"]
@@ -157,8 +170,8 @@ def gap_name(gap: int) -> int | str:
     return "never" if gap >= NEVER else gap
 
 
-def claims(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Figure 5, rank by rank: the best gap, and what the extremes lose against it.
+def figure_5(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rank by rank: the best gap, and what the extremes lose against it.
 
     An extreme is compared with the best of the other gaps; more than 0 means that it
     hurts. Ranks with runs still missing are left out.
@@ -188,85 +201,37 @@ def _against_best(losses: dict[Any, Sequence[float]], gap: Any) -> dict[str, Any
     return {"gap": gap, "best_other": best} | compared(losses[gap], others[best])
 
 
-def result(recipe: Recipe, runs: common.Runs) -> dict[str, Any]:
-    usual = base(recipe.config.width)
-    tables = {
-        study: list(rows(recipe, settings, runs.found))
-        for study, settings in studies(recipe.config.width).items()
-    }
+def result(found: Mapping[str, Any]) -> dict[str, Any]:
+    by_study = {k: list(rows(x, found)) for k, x in studies(WIDTH).items()}
+    told = "steps", "batch", "tokens", "eval_batches", "learning_rate", "corpus"
     return {
-        "recipe": dataclasses.asdict(recipe) | {"corpus": "prose"},
-        "base": str(usual),
+        "recipe": {name: getattr(BASE, name) for name in told}
+        | {"config": dataclasses.asdict(BASE.config), "seeds": len(SEEDS)},
+        "base": str(base(WIDTH)),
         "grid": GRID,
-        "studies": tables,
-        "figure_5": claims(tables[GRID]),
-        "seconds_a_step": runs.found.get(key(recipe, TIMING)),
+        "studies": by_study,
+        "figure_5": figure_5(by_study[GRID]),
     }
-
-
-def report(found: dict[str, Any]) -> None:
-    for study, table in found["studies"].items():
-        print(f"\n{study}: validation loss, spread over seeds, less that of the base")
-        for row in table:
-            numbers = f"{row['mean']:.4f}  {row['spread']:.4f}"
-            print(f"  {row['name']:28} {numbers}  {said(row['less_base'])}")
-    for rank, claim in found["figure_5"].items():
-        print(f"\nrank {rank}: best gap {claim['best_gap']}")
-        for less in (claim["too_frequent"], claim["too_rare"]):
-            print(f"  gap {less['gap']} less gap {less['best_other']}: {said(less)}")
-    if found["seconds_a_step"]:
-        ratio = found["seconds_a_step"]["ratio"]
-        print(f"\na step of all seeds at once over one after the other: {ratio:.2f}")
-
-
-def said(less: dict[str, Any]) -> str:
-    return str(Difference(less["mean"], less["low"], less["high"]))
-
-
-def parse() -> tuple[Recipe, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="start no later"
-    )
-    parser.add_argument("--list", action="store_true", help="what there is to run")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--width", type=int, default=128, help="of the model")
-    parser.add_argument("--learning-rate", type=float, default=0.02)
-    arguments = parser.parse_args()
-    if arguments.seeds < 2:
-        parser.error("--seeds must be at least 2, or there is no spread.")
-    width, usual = arguments.width, Config.load("demo")
-    hidden = usual.hidden * width // usual.width
-    config = dataclasses.replace(usual, width=width, hidden=hidden)
-    recipe = Recipe(
-        config, arguments.steps, arguments.seeds, learning_rate=arguments.learning_rate
-    )
-    return recipe, arguments
 
 
 def main() -> None:
-    recipe, arguments = parse()
-    runs = common.Runs("training/ablations")
-    planned = [*unique(studies(recipe.config.width)), TIMING]
+    parser = records.parser(__doc__)
+    limit = {"type": float, "default": math.inf}
+    parser.add_argument("--minutes", **limit, help="start no later")
+    parser.add_argument("--list", action="store_true", help="what there is to run")
+    arguments = parser.parse_args()
+    kept = records.Runs("training/ablations")
+    plan = {key(x): lambda x=x: train(x) for x in planned()}
     if arguments.list:
-        for setting in planned:
-            done = key(recipe, setting) in runs.found
-            print(f"{'on record' if done else 'to be run'}  {setting}")
+        records.show_list(kept, plan)
         return
-    run_all(recipe, planned[:-1], runs, Deadline(arguments.minutes))
-    missing = [
-        f"{setting}: still to be run"
-        for setting in planned
-        if key(recipe, setting) not in runs.found
-    ]
-    found = result(recipe, runs)
-    report(found)
-    common.write("training/ablations", found, missing, runs)
-    if missing:
-        print("not drawn: runs are missing")
-    else:
-        draw_ablations.draw(pictures.read("training/ablations")["result"])
+    missing = kept.fill(plan, arguments.minutes)
+    found = result(kept.found)
+    for table in (tables.ablations, tables.ablations_grid, tables.figure_5):
+        print(table(found))
+    records.write("training/ablations", found, missing, kept)
+    if not missing:
+        draw_ablations.draw(found)
 
 
 if __name__ == "__main__":

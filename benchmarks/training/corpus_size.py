@@ -6,7 +6,8 @@ python -m benchmarks.training.corpus_size
 
 from typing import Any
 
-from benchmarks.lib import common
+from benchmarks.lib import records
+from benchmarks.training import tables
 
 import corpora
 import data
@@ -25,10 +26,10 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    found = {name: measure(name) for name in corpora.CORPORA}
-    for name, row in found.items():
-        print(f"{name:6} " + ", ".join(f"{row[key]:,} {key}" for key in row))
-    common.write("training/corpus_size", {"vocab": VOCAB, "corpora": found})
+    measured = {name: measure(name) for name in corpora.CORPORA}
+    found = {"vocab": VOCAB, "corpora": measured}
+    print(tables.corpus_size(found))
+    records.write("training/corpus_size", found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from benchmarks.lib import pictures
+from benchmarks.lib import pictures, records
 from benchmarks.lib.pictures import BLUE, GREY, ORANGE
 
 FAR = 0.1  # nats above the best
@@ -100,47 +100,18 @@ def _row(axes: Axes, place: float, row: dict[str, Any], seeds: np.ndarray) -> No
 
 
 def caption(found: dict[str, Any]) -> str:
-    """The setting and what is seen, in words made from the numbers."""
+    """The setting."""
     recipe, config = found["recipe"], found["recipe"]["config"]
     tokens = recipe["batch"] * recipe["tokens"]
     return (
         f"LLaMA of width {config['width']} and {config['layers']} layers on English"
         f" prose, {recipe['steps']} steps of {tokens} tokens, learning rate"
         f" {recipe['learning_rate']:g} for every setting (not tuned for each),"
-        f" {recipe['seeds']} seeds, base {found['base']}. {_figure_5(found)}"
-        f" Right: a difference counts as more than seeds make if the 95 % interval of"
-        f" its mean, by seed, excludes zero (orange); one of twenty does so by chance."
-        f" {_beyond(found)}"
+        f" {recipe['seeds']} seeds, base {found['base']}. Right: a difference counts as"
+        " more than seeds make if the 95 % interval of its mean, by seed, excludes zero"
+        " (orange); one of twenty does so by chance."
     )
-
-
-def _figure_5(found: dict[str, Any]) -> str:
-    if not found["figure_5"]:
-        return ""
-    claims = found["figure_5"]
-    best = [f"{claim['best_gap']} at rank {rank}" for rank, claim in claims.items()]
-    hurts = [
-        f"gap {less['gap']} at rank {rank}"
-        for claim in ("too_frequent", "too_rare")
-        for rank, row in claims.items()
-        if (less := row[claim])["low"] > 0
-    ]
-    return (
-        f"Best gap by mean: {', '.join(best)}. Of the least and the largest gap of a"
-        f" rank, worse than its best by more than seeds make:"
-        f" {', '.join(hurts) or 'none'}."
-    )
-
-
-def _beyond(found: dict[str, Any]) -> str:
-    names = [
-        f"{study} {row['name']} ({row['less_base']['mean']:+.4f})"
-        for study, rows in found["studies"].items()
-        for row in rows
-        if study != found["grid"] and row["less_base"]["beyond_seeds"]
-    ]
-    return f"Here: {', '.join(names)}." if names else "Here none does."
 
 
 if __name__ == "__main__":
-    draw(pictures.read("training/ablations")["result"])
+    draw(records.load("training/ablations"))

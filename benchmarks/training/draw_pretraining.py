@@ -4,18 +4,16 @@
 python -m benchmarks.training.draw_pretraining [--model 1m]
 """
 
-import argparse
 import math
 from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from benchmarks.lib import pictures
+from benchmarks.lib import pictures, records
 
 
-def draw(record: dict[str, Any], model: str) -> None:
-    found = record["result"]
+def draw(found: dict[str, Any], model: str) -> None:
     rows = {
         name: row for name, row in found["rows"].items() if name != found["control"]
     }
@@ -27,7 +25,7 @@ def draw(record: dict[str, Any], model: str) -> None:
     _rates(pictures.plain(right), rows, colours)
     lines, names = right.get_legend_handles_labels()
     picture.legend(lines, names, loc="outside right center", frameon=False, fontsize=8)
-    pictures.save(picture, f"pretraining_{model}", caption(record))
+    pictures.save(picture, f"pretraining_{model}", caption(found))
 
 
 def _cost(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
@@ -61,8 +59,8 @@ def _rates(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
     axes.set_title("How it was tuned: one seed, the better ratio", fontsize=10)
 
 
-def caption(record: dict[str, Any]) -> str:
-    budget = record["result"]["budget"]
+def caption(found: dict[str, Any]) -> str:
+    budget = found["budget"]
     return (
         f"LLaMA {budget['model']}, {budget['steps']} steps of {budget['batch']} x"
         f" {budget['tokens']} tokens of `{budget['corpus']}`, rank {budget['rank']},"
@@ -71,10 +69,10 @@ def caption(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = records.parser(__doc__)
     parser.add_argument("--model", default="1m")
     model = parser.parse_args().model
-    draw(pictures.read(f"training/pretraining_{model}"), model)
+    draw(records.load(f"training/pretraining_{model}"), model)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from typing import Any
 
 import jax
 
-from benchmarks.lib import common
-from benchmarks.training import finetuning_speed
+from benchmarks.lib import records, tuning
+from benchmarks.training import finetuning_speed, tables
 
 import tasks
 from finetune import Trainer, load
@@ -117,7 +117,7 @@ class Series:
 
     def __init__(
         self,
-        runs: common.Runs,
+        runs: records.Runs,
         make: Callable[[Choice], Run],
         wanted: Callable[[str], str],  # why a task is not; empty: it is
         minutes: float,
@@ -150,23 +150,17 @@ def search(
     Tries `start` and its neighbours on the ladder, and goes on as long as the best is
     the first or last one tried. The rate is `None` if a loss is.
     """
-    at = LADDER.index(start)
-    low, high = at - 1, at + 1
-    found: dict[int, float] = {}
-    while True:
-        for i in range(low, high + 1):
-            if i not in found:
-                value = loss(LADDER[i])
-                if value is None:
-                    return None, _by_rate(found)
-                found[i] = value if math.isfinite(value) else math.inf
-        best = min(found, key=lambda i: found[i])
-        if best == low and low > 0:
-            low -= 1
-        elif best == high and high < len(LADDER) - 1:
-            high += 1
-        else:
-            return LADDER[best], _by_rate(found)
+    at, found = LADDER.index(start), {}
+    while wanted := _on_ladder(tuning.wanted(found, range(at - 1, at + 2))):
+        for place in wanted:
+            if (value := loss(LADDER[place])) is None:
+                return None, _by_rate(found)
+            found[place] = value if math.isfinite(value) else math.inf
+    return LADDER[tuning.argbest(found)], _by_rate(found)
+
+
+def _on_ladder(places: list[int]) -> list[int]:
+    return [place for place in places if 0 <= place < len(LADDER)]
 
 
 def _by_rate(found: dict[int, float]) -> dict[str, float]:
@@ -244,30 +238,6 @@ def summary(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def show(result: dict[str, Any]) -> str:
-    """The table as the paper prints it: scores in hundredths, mean and range."""
-    titles = [f"{name} ({tasks.find(name).metric.__name__})" for name in EPOCHS]
-    lines = [_line("", [*titles, "optimizer state", "trained"])]
-    for row, cells in result["rows"].items():
-        scores = [_score(cells.get(name)) for name in EPOCHS]
-        some = next(iter(cells.values()))
-        sizes = [f"{some['state_bytes']:,} bytes", f"{some['trained']:,}"]
-        lines.append(_line(row, scores + sizes))
-    return "\n".join(lines)
-
-
-def _line(first: str, cells: list[str]) -> str:
-    return first.ljust(16) + "".join(cell.rjust(24) for cell in cells)
-
-
-def _score(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return "-"
-    low, *_, high = sorted([*cell["dev_metric"], cell["mean"]])
-    mean, low, high = (100 * x for x in (cell["mean"], low, high))
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-
-
 def refusal(task: str, wanted: list[str], glue: Path | None) -> str:
     """Why a task is not run now; empty if it is."""
     if task not in wanted:
@@ -277,17 +247,14 @@ def refusal(task: str, wanted: list[str], glue: Path | None) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = records.parser(__doc__)
     parser.add_argument("--glue-dir", type=Path, help="for cola, rte and sst2")
     parser.add_argument("--tasks", nargs="+", default=list(EPOCHS), choices=EPOCHS)
     parser.add_argument("--model", default="minilm", choices=["minilm", "mpnet"])
     parser.add_argument("--seeds", type=int, default=3, help="of cola and rte")
     parser.add_argument("--epochs", type=int, help="instead of each task's own")
-    parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="then no new run"
-    )
+    limit = {"type": float, "default": math.inf}
+    parser.add_argument("--minutes", **limit, help="then no new run")
     parser.add_argument("--list", action="store_true", help="run nothing")
     parser.add_argument("--speed", action="store_true", help="measure steps instead")
     return parser.parse_args()
@@ -297,11 +264,11 @@ def main() -> None:
     arguments = parse()
     if arguments.speed:
         return finetuning_speed.measure(arguments.model)
-    compiled = common.ROOT / "out" / "compiled"
+    compiled = records.ROOT / "out" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     glue, minutes = arguments.glue_dir, 0 if arguments.list else arguments.minutes
     series = Series(
-        common.Runs("training/finetuning"),
+        records.Runs("training/finetuning"),
         lambda choice: train(choice, glue),
         lambda task: refusal(task, arguments.tasks, glue),
         minutes,
@@ -309,14 +276,10 @@ def main() -> None:
     table = Table(series, arguments.model, arguments.epochs)
     table.run(arguments.seeds)
     result = table.result()
-    print(show(result))
-    for text in series.missing:
-        print(f"missing: {text}")
-    if not arguments.list:
-        suffix = "" if arguments.model == "minilm" else f"_{arguments.model}"
-        common.write(
-            f"training/finetuning{suffix}", result, series.missing, series.runs
-        )
+    print(tables.finetuning(result, {"over_adamw": {}}))
+    suffix = "" if arguments.model == "minilm" else f"_{arguments.model}"
+    name = f"training/finetuning{suffix}"
+    records.write(name, result, series.missing, series.runs, quick=arguments.list)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.lib import common
+from benchmarks.lib import records
 
 import weights
 from batches import Batch
@@ -95,4 +95,4 @@ def measure(model: str) -> None:
     for name, value in result["on_average"].items():
         print(f"{name:28} {value:8.3f} s   {result['over_adamw'][name]:.2f}")
     shape = {"model": model, "rows": ROWS, "tokens": TOKENS, "rounds": ROUNDS}
-    common.write("training/finetuning_speed", shape | {"refresh_every": GAP} | result)
+    records.write("training/finetuning_speed", shape | {"refresh_every": GAP} | result)

@@ -22,12 +22,11 @@ GaLore's script, without parameter scale, and with a first moment, decay 0.9, as
 paper says. The last row is a control, AdamW for embeddings, head and norms alone: what
 it loses is all that training the layers' matrices can gain.
 
-Two neighbours in the table are told apart where the 95 % interval of the difference of
-their final losses, seed by seed, excludes zero and no run diverged (`paired.py`);
-elsewhere no order is claimed. One text is held out, for tuning and for the table: with
-a few rates a row that favours all alike. Orders hold for this grid. Memory is counted
-as in the paper: weights and optimizer state, two bytes an entry (what has eight bits:
-one).
+A row differs from GaLore's where the 95 % interval of the difference of their final
+losses, seed by seed, excludes zero (`paired.py`); elsewhere no order is claimed. One
+text is held out, for tuning and for the table: with a few rates a row that favours all
+alike. Orders hold for this grid. Memory is counted as in the paper: weights and
+optimizer state, two bytes an entry (what has eight bits: one).
 
     python -m benchmarks.training.pretraining [--model demo --steps 1500] [--list]
         [--minutes 60]          starts no run after that; the same command goes on
@@ -43,34 +42,28 @@ with that vocabulary, at the same place.
 
 import argparse
 import dataclasses
-import itertools
 import math
 import statistics
-import tempfile
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.lib import common, paired
-from benchmarks.training import pretraining_speed
+from benchmarks.lib import records
+from benchmarks.training import pretraining_speed, runs, tables
 from benchmarks.training.pretraining_plan import (
+    BUDGETS,
     CONTROL,
-    DEFAULT,
     METHODS,
-    SIZES,
     Budget,
     Point,
     Record,
 )
 
 import metrics
-from data import PAD
 from model import parameter_count
-from train import Trainer
 
 
 def bf16_bytes(tree: Any) -> int:
@@ -92,11 +85,8 @@ def finite(loss: float) -> float | None:
 def train(point: Point, budget: Budget) -> dict[str, Any]:
     """One run, and what is kept of it."""
     run = METHODS[point.method].run(budget, point)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(dataclasses.replace(run, out=Path(folder)), name=point.method)
-        result = trainer.train()
+    result = runs.train(run, str(point))
     steps, losses = metrics.series(result.records, "validation_loss")
-    print(f"{point}: validation loss {losses[-1]:.4f}", flush=True)
     params, opt_state = result.state.params, result.state.opt_state
     memory = bf16_bytes(params), bf16_bytes(opt_state)
     found = {
@@ -105,9 +95,6 @@ def train(point: Point, budget: Budget) -> dict[str, Any]:
         "validation_loss": finite(losses[-1]),
         "curve": [[step, finite(x)] for step, x in zip(steps, losses, strict=True)],
         "tokens": run.steps * run.batch * run.tokens,
-        "held_out_tokens": sum(
-            int((x[..., 1:] != PAD).sum()) for x in trainer.held_out
-        ),
         "parameters": parameter_count(params),
         "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(params)),
         "state_bytes": result.state_bytes,
@@ -118,20 +105,16 @@ def train(point: Point, budget: Budget) -> dict[str, Any]:
 
 
 def table(record: Record) -> dict[str, Any]:
-    """Rows from the best mean loss up, and what seeds say of neighbours."""
+    """Rows from the best mean loss up."""
     rows = {name: row(record, name) for name in METHODS if record.best(name)}
     order = sorted(rows, key=lambda name: statistics.mean(rows[name]["losses"]))
-    pairs = [
-        neighbours((one, rows[one]), (two, rows[two]))
-        for one, two in itertools.pairwise(order)
-    ]
-    return {"rows": {name: rows[name] for name in order}, "neighbours": pairs}
+    return {name: rows[name] for name in order}
 
 
 def row(record: Record, method: str) -> dict[str, Any]:
     """The runs of a method at its best rate and ratio, and its grid."""
-    runs = [run for point in record.at_best(method) if (run := record.found(point))]
-    losses = [run["validation_loss"] for run in runs if run["validation_loss"]]
+    each = [run for point in record.at_best(method) if (run := record.found(point))]
+    losses = [run["validation_loss"] for run in each if run["validation_loss"]]
     kept = ("learning_rate", "ratio", "parameters")
     kept += ("parameter_bytes", "state_bytes", "bf16_bytes", "tokens")
     grid = {
@@ -144,149 +127,68 @@ def row(record: Record, method: str) -> dict[str, Any]:
     return {
         "losses": losses,
         "perplexities": [math.exp(loss) for loss in losses],
-        "diverged": len(runs) - len(losses),
+        "diverged": len(each) - len(losses),
         "tuned": record.is_tuned(method),
-        **{name: runs[0][name] for name in kept},
-        "curves": [run["curve"] for run in runs],
+        **{name: each[0][name] for name in kept},
+        "curves": [run["curve"] for run in each],
         "grid": grid,
     }
 
 
-Named = tuple[str, dict[str, Any]]
-
-
-def neighbours(one: Named, two: Named) -> dict[str, Any]:
-    """What seeds say of two rows; nothing if one lacks seeds, or some diverged."""
-    pair = [one[0], two[0]]
-    if one[1]["diverged"] or two[1]["diverged"]:
-        return {"pair": pair, "separated": None, "reason": "runs that diverged"}
-    counts = {len(row["losses"]) for _, row in (one, two)}
-    if len(counts) > 1 or min(counts) < 2:
-        return {"pair": pair, "separated": None, "reason": "fewer than two seeds"}
-    found = paired.difference(two[1]["losses"], one[1]["losses"])
-    return {
-        "pair": pair,
-        "difference": found.mean,
-        "interval": [found.low, found.high],
-        "separated": found.beyond_seeds,
-    }
-
-
-def show(found: dict[str, Any]) -> None:
-    """The table in the paper's form, then its neighbours."""
-    head = f"{'':20} {'perplexity':>17} {'memory':>10} {'lr':>9} {'matrices':>8}"
-    print(f"\n{head}  seeds\n{'-' * (len(head) + 7)}")
-    for name, line in found["rows"].items():
-        values = line["perplexities"]
-        spread = f"± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        memory = f"{line['bf16_bytes']['total'] / 1e6:,.1f} MB"
-        cells = f"{statistics.mean(values):9.2f} {spread:>7} {memory:>10}"
-        rates = f"{line['learning_rate']:9g} {line['ratio']:8g}"
-        note = "" if line["tuned"] else "  (its grid is not finished)"
-        note += f"  ({line['diverged']} diverged)" if line["diverged"] else ""
-        print(f"{name:20} {cells} {rates}  {len(values)}{note}")
-    for pair in found["neighbours"]:
-        print(sentence(pair))
-
-
-def sentence(pair: dict[str, Any]) -> str:
-    one, two = pair["pair"]
-    if pair["separated"] is None:
-        return f"{one} and {two}: {pair['reason']}, no order is claimed"
-    low, high = pair["interval"]
-    numbers = f"difference {pair['difference']:.4f}, 95 % from {low:.4f} to {high:.4f}"
-    if pair["separated"]:
-        return f"{one} is better than {two}: {numbers}"
-    return f"{one} and {two} are not told apart by these seeds: {numbers}"
-
-
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--corpus", default="core")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--tokens", type=int)
+    parser = records.parser(__doc__)
+    parser.add_argument("--model", default="demo", choices=BUDGETS)
+    parser.add_argument("--steps", type=int, help="instead of the size's")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--ratios", nargs="+", type=float, help="some of the size's")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--eval-batches", type=int, default=64)
     parser.add_argument("--minutes", type=float, help="start no run after so many")
     parser.add_argument("--list", action="store_true", help="of runs, and end")
     parser.add_argument("--speed", action="store_true", help="only tokens/s, in turns")
-    parser.add_argument("--blocks", type=int, default=3, help="of --speed, measured")
     return parser.parse_args()
 
 
-def budget_of(arguments: argparse.Namespace) -> Budget:
-    """The size's budget, with what the command line says instead."""
-    size = SIZES.get(arguments.model, DEFAULT)
-    steps, batch, tokens, rank, gap, dtype, ratios = size
-    return Budget(
-        model=arguments.model,
-        corpus=arguments.corpus,
-        steps=arguments.steps or steps,
-        batch=arguments.batch or batch,
-        tokens=arguments.tokens or tokens,
-        eval_batches=arguments.eval_batches,
-        rank=rank or common.width(arguments.model) // 4,
-        gap=gap,
-        dtype=dtype,
-        ratios=ratios,
-    )
-
-
-def ratios_of(arguments: argparse.Namespace, budget: Budget) -> tuple[float, ...]:
+def ratios_of(asked: Sequence[float] | None, budget: Budget) -> Sequence[float]:
     """Those that are run now."""
-    for ratio in arguments.ratios or ():
+    for ratio in asked or ():
         if ratio not in budget.ratios:
             known = ", ".join(f"{x:g}" for x in budget.ratios)
             raise SystemExit(f"--ratios {ratio:g}: model {budget.model} has {known}.")
-    return tuple(arguments.ratios or budget.ratios)
+    return asked or budget.ratios
 
 
-def show_list(record: Record, methods: Iterable[str]) -> None:
-    for name in methods:
-        points = [
-            Point(name, ratio, k)
-            for ratio in record.ratios
-            for k in record.row(name, ratio)
-        ]
-        points += [p for p in record.at_best(name) if p.seed and record.found(p)]
-        for point in points:
-            print(f"done  {point}: {record.found(point)['validation_loss']}")
-        for point in record.wanted(name):
-            print(f"to do {point}")
+def planned(record: Record, methods: Iterable[str]) -> list[str]:
+    """Keys of the runs that there are, and of those that are wanted next."""
+    return [
+        record.key(point)
+        for name in methods
+        for point in (*record.tried(name), *record.wanted(name))
+    ]
 
 
 def main() -> None:
     arguments = parse()
-    budget = budget_of(arguments)
+    usual = BUDGETS[arguments.model]
+    budget = dataclasses.replace(usual, steps=arguments.steps or usual.steps)
+    name = arguments.model + ("" if budget == usual else f"_{budget.steps}")
+    told: dict[str, Any] = {"budget": dataclasses.asdict(budget)}
     if arguments.speed:
-        found = pretraining_speed.measure(budget, arguments.methods, arguments.blocks)
-        pretraining_speed.show(found)
+        told["methods"] = pretraining_speed.measure(budget, arguments.methods)
         skipped = [x for x in METHODS if x not in arguments.methods]
-        result = {"budget": dataclasses.asdict(budget), "methods": found}
-        common.write(
-            f"training/pretraining_speed_{budget.model}", result, missing=skipped
-        )
+        records.write(f"training/pretraining_speed_{name}", told, missing=skipped)
         return
-    record = Record(budget, ratios_of(arguments, budget), arguments.seeds)
+    record = Record(budget, ratios_of(arguments.ratios, budget), arguments.seeds)
     if arguments.list:
-        show_list(record, arguments.methods)
+        plan = dict.fromkeys(planned(record, arguments.methods))
+        records.show_list(record.runs, plan)
         return
     end = time.monotonic() + 60 * (arguments.minutes or math.inf)
     while time.monotonic() < end and (point := record.next(arguments.methods)):
         record.runs.get(record.key(point), lambda point=point: train(point, budget))
-    found = table(record)
-    show(found)
-    usual = SIZES.get(budget.model, DEFAULT)[0] == budget.steps
-    name = f"training/pretraining_{budget.model}" + (
-        "" if usual else f"_{budget.steps}"
-    )
-    told = {"budget": dataclasses.asdict(budget), "seeds": arguments.seeds}
-    result = {**told, "control": CONTROL, **found}
-    common.write(name, result, missing=record.missing(), runs=record.runs)
+    told |= {"seeds": arguments.seeds, "control": CONTROL, "rows": table(record)}
+    print(tables.pretraining(told, {"methods": {}}))
+    missing = record.missing()
+    records.write(f"training/pretraining_{name}", told, missing, record.runs)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.lib import common, tuning
+from benchmarks.lib import records, tuning
 
 from settings import Settings
 
 CURVE = 6  # evaluations a run
+
+
+SMALL, LARGE = (1 / 16, 1 / 4), (1 / 4, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,15 +21,15 @@ class Budget:
     """What every method gets."""
 
     model: str
-    corpus: str
     steps: int
     batch: int
     tokens: int
-    eval_batches: int
-    rank: int
+    rank: int  # a quarter of the width; the paper's for its sizes
     gap: int  # GaLore's, steps
-    dtype: str
-    ratios: tuple[float, ...]  # the matrices' learning rate over that of the rest
+    dtype: str = "float32"
+    ratios: tuple[float, ...] = SMALL  # the matrices' learning rate over the rest's
+    corpus: str = "core"
+    eval_batches: int = 64
 
     @property
     def cycle(self) -> int:
@@ -39,14 +42,13 @@ class Budget:
         return f"{shape}, {self.eval_batches} held out, {low}"
 
 
-# steps, batch, tokens, rank, gap, dtype, ratios. 60m and 130m: one pass over `core`.
-SMALL, LARGE = (1 / 16, 1 / 4), (1 / 4, 1.0)
-SIZES = {
-    "1m": (750, 8, 128, 32, 50, "float32", SMALL),
-    "60m": (900, 64, 256, 128, 200, "bfloat16", LARGE),
-    "130m": (900, 64, 256, 256, 200, "bfloat16", LARGE),
+# 60m and 130m: one pass over `core`.
+BUDGETS = {
+    "1m": Budget("1m", 750, 8, 128, 32, 50),
+    "demo": Budget("demo", 1500, 8, 128, 64, 50),
+    "60m": Budget("60m", 900, 64, 256, 128, 200, "bfloat16", LARGE),
+    "130m": Budget("130m", 900, 64, 256, 256, 200, "bfloat16", LARGE),
 }
-DEFAULT = (1500, 8, 128, None, 50, "float32", SMALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +67,8 @@ class Method:
         found: dict[str, Any] = {"clip": 1.0, "matrix_rate": ratio} | self.settings
         options = self.options
         if found["optimizer"].startswith("galore_"):
-            options += (
-                f"rank={low}",
-                f"scale={ratio}",
-                f"update_proj_gap={budget.gap}",
-            )
+            gap = f"update_proj_gap={budget.gap}"
+            options += (f"rank={low}", f"scale={ratio}", gap)
             found["matrix_rate"] = 1.0
         if found.get("adapter"):
             found["adapter_rank"] = low
@@ -129,7 +128,7 @@ class Point:
 
     @property
     def rate(self) -> float:
-        return 0.01 * 2.0**self.exponent
+        return tuning.rate(self.exponent)
 
     def __str__(self) -> str:
         matrices = f"matrices at {self.ratio:g}"
@@ -140,7 +139,7 @@ class Record:
     """The runs that there are, and those that are wanted next."""
 
     def __init__(self, budget: Budget, ratios: Iterable[float], seeds: int):
-        self.runs = common.Runs(f"training/pretraining_{budget.model}_{budget.steps}")
+        self.runs = records.Runs(f"training/pretraining_{budget.model}_{budget.steps}")
         self.budget, self.ratios, self.seeds = budget, list(ratios), range(seeds)
 
     def key(self, point: Point) -> str:
@@ -180,6 +179,15 @@ class Record:
         turns = itertools.zip_longest(*rows)
         grid = [point for turn in turns for point in turn if point]
         return grid or [p for p in self.at_best(method) if not self.found(p)]
+
+    def tried(self, method: str) -> list[Point]:
+        """Those on record."""
+        grid = [
+            Point(method, ratio, k)
+            for ratio in self.ratios
+            for k in self.row(method, ratio)
+        ]
+        return grid + [x for x in self.at_best(method) if x.seed and self.found(x)]
 
     def at_best(self, method: str) -> list[Point]:
         best = self.best(method)

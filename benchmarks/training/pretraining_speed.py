@@ -14,6 +14,8 @@ from benchmarks.training.pretraining_plan import METHODS, Budget, Point
 from steps import state_bytes
 from train import open_text
 
+BLOCKS = 3  # measured
+
 
 class Subject:
     """One method, compiled, with the times of its blocks."""
@@ -37,12 +39,12 @@ class Subject:
         self.seconds.append(time.perf_counter() - start)
 
 
-def measure(budget: Budget, names: Iterable[str], blocks: int) -> dict[str, Any]:
+def measure(budget: Budget, names: Iterable[str]) -> dict[str, Any]:
     """Tokens/s of blocks of `gap` steps, so that each holds one refresh, in turns."""
     first = METHODS["AdamW"].run(budget, Point("AdamW", 0.25, -4))
     batches = open_text(dataclasses.replace(first, eval_batches=1)).train
     subjects = {name: Subject(name, budget) for name in names}
-    for number in range(blocks + 1):
+    for number in range(BLOCKS + 1):
         for name, subject in subjects.items():
             subject.run(batches)
             print(f"block {number}, {name}: {subject.seconds[-1]:.2f} s", flush=True)
@@ -55,10 +57,3 @@ def measure(budget: Budget, names: Iterable[str], blocks: int) -> dict[str, Any]
         }
         for name, subject in subjects.items()
     }
-
-
-def show(found: dict[str, Any]) -> None:
-    first = next(iter(found.values()))["tokens_per_second"]
-    for name, line in found.items():
-        value = line["tokens_per_second"]
-        print(f"{name:20} {value:12,.0f} tokens/s, {value / first:.2f} of the first")

@@ -6,11 +6,11 @@ from typing import Any
 
 from benchmarks.lib.paired import difference
 from benchmarks.lib.tables import INTERVAL, less, mean_and_deviation, of, signed, table
-from galore_optax._config import DEFAULT_SCALE
 
 import demo as example
 
 Found = dict[str, Any]
+SCALE = 0.25  # GaLore's, by default
 
 
 @of("training/demo")
@@ -97,7 +97,7 @@ def llama_9m(found: Found) -> str:
         (
             name,
             f"{run['learning_rate']:g}",
-            f"{run.get('matrix_rate', DEFAULT_SCALE):g}",
+            f"{run.get('matrix_rate', SCALE):g}",
             f"{run['perplexity']:.1f}",
             f"{run['tokens_per_second']:,.0f}",
             f"{run['state_bytes']:,} bytes",

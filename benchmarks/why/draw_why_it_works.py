@@ -4,7 +4,6 @@
 python -m benchmarks.why.draw_why_it_works
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.lib import pictures
+from benchmarks.lib import pictures, records
 from benchmarks.lib.pictures import BLUE, GREY, ORANGE
 
 Found = dict[str, Any]
@@ -37,10 +36,6 @@ def setting(found: Found) -> str:
 def everything(by_matrix: dict[str, Any]) -> np.ndarray:
     """(stop, matrix) of a table by matrix, (stop, layer)."""
     return np.concatenate([np.array(rows) for rows in by_matrix.values()], axis=1)
-
-
-def medians(by_matrix: dict[str, Any]) -> np.ndarray:
-    return np.median(everything(by_matrix), axis=1)
 
 
 def colours(count: int) -> np.ndarray:
@@ -69,7 +64,10 @@ def draw_spectrum(found: Found) -> None:
     panels[0].set_yscale("log")
     panels[0].set_ylim(bottom=1e-5)
     panels[0].annotate(f" rank {rank}", (rank, 1.0), fontsize=8, va="top")
-    _legend_beside(picture, panels, len(spectrum["by_matrix"]))
+    panels[-1].axis("off")
+    panels[-1].legend(
+        *panels[0].get_legend_handles_labels(), loc="center", frameon=False, fontsize=9
+    )
     for axes in panels[::4]:
         axes.set_ylabel("singular value / largest", fontsize=9)
     for axes in panels[3:7]:
@@ -77,29 +75,9 @@ def draw_spectrum(found: Found) -> None:
         axes.set_xlabel("index of the singular value", fontsize=9)
     caption = (
         "Singular values of the gradient of one batch, each line the median over the"
-        f" layers. {_spectrum_seen(found)} {setting(found)}"
+        f" layers. {setting(found)}"
     )
     pictures.save(picture, "spectrum", caption)
-
-
-def _legend_beside(picture: Figure, panels: Iterable[Axes], used: int) -> None:
-    first, *_ = panels
-    *_, last = panels
-    handles, labels = first.get_legend_handles_labels()
-    last.axis("off")
-    last.legend(handles, labels, loc="center", frameon=False, fontsize=9)
-
-
-def _spectrum_seen(found: Found) -> str:
-    """How large the singular value at the rank is, at first and at last."""
-    spectrum, rank = found["spectrum"], found["setting"]["rank"]
-    place = spectrum["index"].index(rank)
-    at = np.array([[row[place] for row in x] for x in spectrum["by_matrix"].values()])
-    first, last = np.median(at[:, 0]), np.median(at[:, -1])
-    return (
-        f"At index {rank} it is {first:.2g} of the largest at step 0 and {last:.2g} at"
-        f" step {found['steps'][-1]} (median over the matrices)."
-    )
 
 
 def draw_overlap(found: Found) -> None:
@@ -122,15 +100,10 @@ def draw_overlap(found: Found) -> None:
     left.set_title("New subspace against that of ...", fontsize=10)
     left.legend(frameon=False, fontsize=9)
     _pairs(picture, right, np.array(overlap["every_two"]), steps)
-    seen = medians(overlap["successive"])
-    noise = medians(overlap["same_weights_next_batch"])
     caption = (
-        "Left: lines are medians over the matrices, bands hold all of them. From one"
-        f" refresh to the next subspaces share {seen[0]:.2f} at step {steps[1]} and"
-        f" {seen[-1]:.2f} at step {steps[-1]}; two batches at the same weights share"
-        f" {noise[-1]:.2f} at the last: what these do not share comes from the batch,"
-        " not from training. Right: medians over the matrices, every two refreshes."
-        f" {setting(found)}"
+        "Left: lines are medians over the matrices, bands hold all of them. What two"
+        " batches at the same weights do not share comes from the batch, not from"
+        f" training. Right: medians over the matrices. {setting(found)}"
     )
     pictures.save(picture, "overlap", caption)
 
@@ -165,15 +138,10 @@ def draw_energy(found: Found) -> None:
     axes.set_ylabel("captured energy  |PᵀG|² / |G|²")
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center")
     _heat_maps(below, found["energy"])
-    own, other, old = (medians(found["energy"][name]) for name in names)
     caption = (
         "Above: share of the gradient's squared norm inside the subspace; lines are"
-        " medians over the matrices, bands hold all of them. A new basis captures"
-        f" {own[0]:.2f} to {own[-1]:.2f} of the gradient it was made from,"
-        f" {other[-1]:.2f} of the next batch's at the last refresh; the basis in use"
-        f" until then {old[-1]:.2f}. Below: means over the refreshes, by layer and"
-        " matrix."
-        f" {setting(found)}"
+        " medians over the matrices, bands hold all of them. Below: means over the"
+        f" refreshes, by layer and matrix. {setting(found)}"
     )
     pictures.save(picture, "energy", caption)
 
@@ -237,25 +205,15 @@ def _update_spectrum(axes: Axes, found: Found) -> None:
 
 
 def _update_caption(found: Found) -> str:
-    update, s = found["update"], found["setting"]
-    first, last = "numerical rank", "effective rank"
-    galore, adamw = (
-        {name: medians(update[which]["ranks"][name]) for name in (first, last)}
-        for which in ("GaLore", "AdamW")
-    )
+    s = found["setting"]
     return (
-        f"W - W₀ of GaLore has numerical rank {galore[first][0]:.0f} after one subspace"
-        f" and {galore[first][-1]:.0f} after {len(galore[first])} (effective rank"
-        f" {galore[last][0]:.0f} and {galore[last][-1]:.0f}); of AdamW"
-        f" {adamw[first][-1]:.0f} at the end (effective {adamw[last][-1]:.0f})."
-        f" Numerical rank: singular values above {s['threshold']:.0%} of the largest;"
-        " effective"
-        " rank: exp of the entropy of s/Σs (Roy and Vetterli 2007); stable rank:"
-        " |W - W₀|²_F / |W - W₀|²₂. Lines are medians over the matrices, bands hold all"
-        f" of them. After one subspace only weight decay is beyond index {s['rank']}."
-        f" {setting(found)} AdamW: the same data, at its own best rate."
+        f"Numerical rank: singular values above {s['threshold']:.0%} of the largest;"
+        " effective rank: exp of the entropy of s/Σs (Roy and Vetterli 2007); stable"
+        " rank: |W - W₀|²_F / |W - W₀|²₂. Lines are medians over the matrices, bands"
+        " hold all of them. After one subspace only weight decay is beyond index"
+        f" {s['rank']}. {setting(found)} AdamW: the same data, at its own best rate."
     )
 
 
 if __name__ == "__main__":
-    draw(pictures.read("why/why_it_works")["result"])
+    draw(records.load("why/why_it_works"))

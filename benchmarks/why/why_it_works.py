@@ -4,16 +4,13 @@
 Trains the demo's LLaMA with GaLore and stops at every refresh, before the step: the
 singular values of the gradients, the bases before and after, the energy they capture,
 and the singular values of W - W_0. Then the same run with AdamW, for its W - W_0.
-Draws `docs/images/{spectrum,overlap,energy,update_rank}.png`.
+Draws `docs/images/{spectrum,overlap,energy,update_rank}.png`; `draw_why_it_works` does
+so again from the record.
 
     python -m benchmarks.why.why_it_works [--steps 400] [--gap 50]
-
-`draw_why_it_works.py` draws again, from the record alone.
 """
 
-import argparse
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,8 +18,10 @@ import jax
 import numpy as np
 
 import galore_optax
-from benchmarks.lib import common, pictures
-from benchmarks.why import draw_why_it_works, spectra
+from benchmarks.lib import records
+from benchmarks.lib.shapes import named
+from benchmarks.lib.subjects import galore_state
+from benchmarks.why import draw_why_it_works, spectra, tables
 
 import demo
 from settings import Settings
@@ -57,19 +56,11 @@ def stops(run: Settings, program: Program, every: int) -> Iterator[Stop]:
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
     """Leaves as host arrays; a projector has the path of its matrix."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.array(leaf)
-        for path, leaf in leaves
-    }
+    return {path: np.array(leaf) for path, leaf in named(tree).items()}
 
 
 def projectors(opt_state: Any) -> dict[str, np.ndarray]:
-    def is_state(node: Any) -> bool:
-        return isinstance(node, galore_optax.GaLoreState)
-
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
-    return by_path(next(node for node in nodes if is_state(node)).projector)
+    return by_path(galore_state(opt_state).projector)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,32 +145,28 @@ def spectrum_of(probes: list[Probe]) -> dict[str, Any]:
 
 def overlap_of(probes: list[Probe]) -> dict[str, Any]:
     """By matrix (refresh, layer), and between every two refreshes (the median)."""
-    paths, rank = list(probes[0].basis), demo.RANK
-    sides = {path: probes[0].basis[path].shape[-2] for path in paths}
-    pairs = list(itertools.pairwise(probes))
+    paths = list(probes[0].basis)
+    bases = {path: np.array([p.basis[path] for p in probes]) for path in paths}
+    others = {path: np.array([p.other_basis[path] for p in probes]) for path in paths}
 
-    def between(path: str, one: dict[str, Any], other: dict[str, Any]) -> np.ndarray:
-        return spectra.overlap(one[path], other[path])
+    def by_matrix(one: Any, other: Any) -> dict[str, Any]:
+        return {
+            kind(path): rounded(spectra.overlap(one(path), other(path)))
+            for path in paths
+        }
 
-    def table(one: Probe, other: Probe) -> float:
-        found = [between(path, one.basis, other.basis) for path in paths]
+    def median(one: int, other: int) -> float:
+        found = [spectra.overlap(bases[x][one], bases[x][other]) for x in paths]
         return float(np.median(np.concatenate(found)))
 
+    stops = range(len(probes))
     return {
-        "successive": {
-            kind(path): [
-                rounded(between(path, old.basis, new.basis)) for old, new in pairs
-            ]
-            for path in paths
+        "successive": by_matrix(lambda x: bases[x][:-1], lambda x: bases[x][1:]),
+        "same_weights_next_batch": by_matrix(bases.get, others.get),
+        "random": {
+            kind(path): rounded(demo.RANK / x.shape[-2]) for path, x in bases.items()
         },
-        "same_weights_next_batch": {
-            kind(path): [rounded(between(path, p.basis, p.other_basis)) for p in probes]
-            for path in paths
-        },
-        "random": {kind(path): rounded(rank / sides[path]) for path in paths},
-        "every_two": rounded(
-            [[table(one, other) for other in probes] for one in probes]
-        ),
+        "every_two": rounded([[median(i, j) for j in stops] for i in stops]),
     }
 
 
@@ -260,7 +247,7 @@ def setting_of(galore: Settings, adamw: Settings, gap: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = records.parser(__doc__)
     parser.add_argument("--steps", type=int, default=demo.GALORE.steps)
     parser.add_argument("--gap", type=int, default=demo.GAP)
     arguments = parser.parse_args()
@@ -270,8 +257,10 @@ def main() -> None:
     options = (*demo.GALORE.options, f"update_proj_gap={gap}")  # the last one counts
     galore = dataclasses.replace(demo.GALORE, options=options, steps=steps)
     adamw = dataclasses.replace(demo.ADAMW, steps=steps)
-    common.write("why/why_it_works", measure(galore, adamw, gap))
-    draw_why_it_works.draw(pictures.read("why/why_it_works")["result"])
+    found = measure(galore, adamw, gap)
+    print(tables.why_it_works(found))
+    draw_why_it_works.draw(found)
+    records.write("why/why_it_works", found)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.lib import common, report, tables
+from benchmarks.lib import records, report, tables
 from benchmarks.training import tables as training
 
 
@@ -16,7 +16,7 @@ def test_documents_say_what_is_on_record() -> None:
 
 
 def test_all_documents_are_looked_at() -> None:
-    names = {str(path.relative_to(common.ROOT)) for path in report.documents()}
+    names = {str(path.relative_to(records.ROOT)) for path in report.documents()}
     assert {"README.md", "docs/results.md", "examples/llama/README.md"} <= names
 
 
@@ -92,28 +92,28 @@ def test_a_setting_is_named_with_what_it_changes() -> None:
 def test_a_partial_result_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setattr(common, "ROOT", tmp_path)
-    monkeypatch.setattr(common, "machine", lambda: MACHINE)
-    common.write("x", 1, missing=["no GPU"])
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "machine", lambda: MACHINE)
+    records.write("x", 1, missing=["no GPU"])
     found = json.loads((tmp_path / "x.json").read_text())
     assert (found["complete"], found["missing"]) == (False, ["no GPU"])
     assert report.provenance("x").endswith("; **not complete**: no GPU")
-    common.write("x", 1)
+    records.write("x", 1)
     assert "not complete" not in report.provenance("x")
 
 
 def test_a_table_names_where_its_runs_were_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
     days = "2026-01-03", "2026-01-01", "2026-01-02"
     for number, (day, cpu) in enumerate(zip(days, "aab", strict=True)):
         made = MACHINE | {"date": day, "cpu": cpu, "commit": f"{number}{number}"}
-        monkeypatch.setattr(common, "machine", lambda made=made: made)
-        common.Runs("x").get(day, lambda: {"loss": 1})
-    common.write("y", 1, runs=common.Runs("x"))
+        monkeypatch.setattr(records, "machine", lambda made=made: made)
+        records.Runs("x").get(day, lambda: {"loss": 1})
+    records.write("y", 1, runs=records.Runs("x"))
     one, two = (
         "jax 1, optax 2, 2026-01-01 to 2026-01-03, commits 00 to 11",
         "2026-01-02",
@@ -127,29 +127,29 @@ def test_a_table_names_where_its_runs_were_made(
 def test_runs_are_kept_one_by_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setattr(common, "machine", lambda: MACHINE)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "machine", lambda: MACHINE)
 
     def fails() -> dict[str, Any]:
         raise RuntimeError
 
-    assert common.Runs("x").get("a", lambda: {"loss": 1}) == {
+    assert records.Runs("x").get("a", lambda: {"loss": 1}) == {
         "loss": 1,
         "machine": MACHINE,
     }
-    runs = common.Runs("x")
+    runs = records.Runs("x")
     assert runs.get("a", fails)["loss"] == 1
     with pytest.raises(RuntimeError):
         runs.get("b", fails)
-    assert set(common.Runs("x").found) == {"a"}
+    assert set(records.Runs("x").found) == {"a"}
 
 
 def test_processes_share_the_runs_of_a_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setattr(common, "machine", lambda: MACHINE)
-    one, two = common.Runs("x"), common.Runs("x")
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "machine", lambda: MACHINE)
+    one, two = records.Runs("x"), records.Runs("x")
 
     def slow() -> dict[str, Any]:
         assert two.made_elsewhere("a")
@@ -160,10 +160,43 @@ def test_processes_share_the_runs_of_a_table(
     one.get("a", slow)
     assert not two.made_elsewhere("a")
     assert two.get("a", lambda: pytest.fail("made twice"))["loss"] == 1
-    assert set(common.Runs("x").found) == {"a", "b"}
+    assert set(records.Runs("x").found) == {"a", "b"}
 
 
 MACHINE = {
     **{"cores": 2, "device": "cpu", "cpu": "c", "jax": "1", "optax": "2"},
     **{"date": "2026-01-01", "commit": "abc"},
 }
+
+
+def test_a_plan_is_filled_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "machine", lambda: MACHINE)
+    made: list[str] = []
+
+    def make(name: str) -> dict[str, Any]:
+        made.append(name)
+        return {"loss": 1}
+
+    plan = {name: lambda name=name: make(name) for name in "abc"}
+    assert records.Runs("x").fill({"a": plan["a"]}, 1.0) == []
+    left = ["b: still to be run", "c: still to be run"]
+    assert records.Runs("x").fill(plan, 0.0) == left
+    assert made == ["a"]
+    assert records.Runs("x").fill(plan, 1.0) == []
+    assert made == ["a", "b", "c"]
+    records.show_list(records.Runs("x"), plan | {"d": None})
+    out = capsys.readouterr().out
+    assert (out.count("on record"), out.count("to be run")) == (3, 1)
+
+
+def test_a_quick_run_leaves_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    records.write("some", {}, quick=True)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError, match="run the benchmark"):
+        records.load("some")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.lib import common, pictures
+from benchmarks.lib import pictures
 from benchmarks.why import draw_why_it_works, spectra, why_it_works
 from galore_optax.memory import config_path
 from tests.helpers import with_spectrum
@@ -116,7 +116,7 @@ def path_of_weights(stops: int, rank: int) -> list[dict[str, np.ndarray]]:
     return [dict.fromkeys(PATHS, x) for x in weights]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """A record as `measure` makes it, through JSON."""
     weights = path_of_weights(3, 10)
@@ -161,19 +161,10 @@ def test_what_is_on_record(found: dict[str, Any]) -> None:
 def test_pictures_come_from_the_record_alone(
     found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common, "ROOT", tmp_path)
     monkeypatch.setattr(pictures, "IMAGES", tmp_path / "docs" / "images")
     draw_why_it_works.draw(found)
     names = {"spectrum.png", "overlap.png", "energy.png", "update_rank.png"}
     assert {path.name for path in pictures.IMAGES.iterdir()} == names
-
-
-def test_a_record_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match="run the benchmark"):
-        pictures.read("why/why_it_works")
 
 
 @pytest.mark.slow

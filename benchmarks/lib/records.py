@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark shares: where its result goes and what is noted beside it."""
+"""Results on record: where they go, what is noted beside them, how they grow."""
 
+import argparse
 import contextlib
 import datetime
 import fcntl
@@ -10,14 +11,22 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+def parser(doc: str | None, quick: bool = False) -> argparse.ArgumentParser:
+    """With the first line of `doc`, and `--quick` if there is such a run."""
+    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    if quick:
+        made.add_argument("--quick", action="store_true", help="small, not recorded")
+    return made
 
 
 def machine() -> dict[str, Any]:
@@ -36,27 +45,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def device_bytes() -> int | None:
-    """Memory of the first accelerator; asked in a process that lets go of it."""
-    code = (
-        "import jax; print((jax.devices()[0].memory_stats() or {}).get('bytes_limit'))"
-    )
-    everything = os.environ | {
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "1.0",
-    }
-    command = [sys.executable, "-c", code]
-    found = subprocess.run(command, env=everything, capture_output=True, check=True)
-    text = found.stdout.decode().strip()
-    return int(text) if text.isdigit() else None
-
-
-def width(model: str) -> int:
-    from model import Config
-
-    return Config.load(model).width
-
-
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -69,30 +57,53 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
+def load(name: str) -> Any:
+    """A result on record.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run the benchmark that makes it.")
+    return json.loads(path.read_text())["result"]
+
+
 def write(
-    name: str, result: Any, missing: Sequence[str] = (), runs: "Runs | None" = None
+    name: str,
+    result: Any,
+    missing: Sequence[str] = (),
+    runs: "Runs | None" = None,
+    quick: bool = False,
 ) -> None:
     """Writes `results/<name>.json`, whole or not at all; a name begins with its room.
 
     `missing` names what was skipped or has still to be run, each with its reason;
-    `runs` are those that the result is made of, where they may be of other days.
+    `runs` are those that the result is made of, where they may be of other days. A
+    quick run, which shows that a script works, is not recorded.
     """
+    for reason in missing:
+        print(f"missing: {reason}")
+    if quick:
+        print(f"quick: {name} is not recorded")
+        return
     record = {"machine": machine(), "complete": not missing, "missing": list(missing)}
     if runs:
         record["runs"] = runs.origins()
-    path = RESULTS / f"{name}.json"
-    _replace(path, json.dumps(record | {"result": result}, indent=1) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}" + (", NOT complete" if missing else ""))
+    _replace(f"{name}.json", record | {"result": result})
+    print(f"wrote {name}.json" + (", NOT complete" if missing else ""))
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(name: str, value: Any) -> None:
+    path = RESULTS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
+    partial.write_text(json.dumps(value, indent=1) + "\n")
     partial.replace(path)
 
 
 VARYING = ("date", "commit", "uncommitted_changes")  # of runs on one machine
+Make = Callable[[], dict[str, Any]]
 
 
 class Runs:
@@ -104,26 +115,38 @@ class Runs:
     """
 
     def __init__(self, name: str):
-        self.path = RESULTS / f"{name}.runs.json"
+        self.name = f"{name}.runs.json"
         self.found: dict[str, Any] = {}
         self._read()
 
-    def get(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is on record under `key`, or else what `run()` gives now.
+    def get(self, key: str, make: Make) -> dict[str, Any]:
+        """What is on record under `key`, or else what `make()` gives now.
 
         Waits for a process that is making this run.
         """
         if key not in self.found:
-            with _lock(f"{self.path}: {key}"):
+            with _lock(f"{RESULTS / self.name}: {key}"):
                 self._read()
                 if key not in self.found:
-                    self._add(key, run() | {"machine": machine()})
+                    self._add(key, make() | {"machine": machine()})
         return self.found[key]
+
+    def fill(self, plan: Mapping[str, Make], minutes: float) -> list[str]:
+        """Makes what is not on record and what no other process makes.
+
+        Starts nothing after so many minutes; returns what is missing then.
+        """
+        end = time.monotonic() + 60 * minutes
+        for key, make in plan.items():
+            taken = key in self.found or self.made_elsewhere(key)
+            if not taken and time.monotonic() < end:
+                self.get(key, make)
+        return [f"{key}: still to be run" for key in plan if key not in self.found]
 
     def made_elsewhere(self, key: str) -> bool:
         """Whether another process is making this run now."""
         try:
-            with _lock(f"{self.path}: {key}", fcntl.LOCK_NB):
+            with _lock(f"{RESULTS / self.name}: {key}", fcntl.LOCK_NB):
                 self._read()
                 return False
         except BlockingIOError:
@@ -141,14 +164,21 @@ class Runs:
         return list(found.values())
 
     def _read(self) -> None:
-        if self.path.exists():
-            self.found |= json.loads(self.path.read_text())
+        path = RESULTS / self.name
+        if path.exists():
+            self.found |= json.loads(path.read_text())
 
     def _add(self, key: str, made: dict[str, Any]) -> None:
-        with _lock(str(self.path)):
+        with _lock(str(RESULTS / self.name)):
             self._read()
             self.found[key] = made
-            _replace(self.path, json.dumps(self.found, indent=1) + "\n")
+            _replace(self.name, self.found)
+
+
+def show_list(runs: Runs, plan: Mapping[str, Any]) -> None:
+    """What of a plan is on record."""
+    for key in plan:
+        print(f"{'on record' if key in runs.found else 'to be run'}  {key}")
 
 
 @contextlib.contextmanager
