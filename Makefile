@@ -45,7 +45,7 @@ format: .venv/dev
 # Those with MINUTES go on where they stopped; GLUE is a folder with GLUE's tsv files.
 MINUTES ?= 60
 RUN := $(BIN)/python -m benchmarks
-SPEED := optimizer_step floor step_trace trace_time init_time against_torch \
+SPEED := optimizer_step floor step_trace trace_time against_torch \
 	training_step refresh_7b blas_threads
 bench: .venv/rivals
 	set -e; for name in $(SPEED); do $(RUN).speed.$$name; done
@@ -73,8 +73,8 @@ bench-quick: .venv/rivals
 # Compiles for a GPU that need not be there, in an environment of its own.
 bench-compiler: .venv-cuda
 	.venv-cuda/bin/python -m benchmarks.memory.plan_vs_compiler
-	.venv-cuda/bin/python -m benchmarks.memory.step_memory
-	.venv-cuda/bin/python -m benchmarks.memory.compiled_step
+	.venv-cuda/bin/python -m benchmarks.memory.compiled_step bytes
+	.venv-cuda/bin/python -m benchmarks.memory.compiled_step kernels
 
 # On the card at hand, under eight minutes; with jax for it in .venv, as jax[cuda12].
 bench-gpu: .venv/examples

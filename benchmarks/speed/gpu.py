@@ -33,8 +33,7 @@ from benchmarks.lib import records
 from benchmarks.lib.shapes import Shapes
 from benchmarks.lib.subjects import ADAMW, EIGHT_BIT, GALORE, THEIRS, WIDE
 from benchmarks.speed.bases import METHODS, Basis
-from benchmarks.speed.gpu_steps import Step, TorchStep
-from benchmarks.speed.gpu_training import Training
+from benchmarks.speed.gpu_steps import Step, TorchStep, Training
 
 LIMIT = 24e9  # bytes, of a card of this size
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"

@@ -11,6 +11,7 @@ they alternate step by step (`turns.py`).
 Needs the extras `examples` and `rivals`.
 """
 
+import os
 import statistics
 import time
 from typing import Any
@@ -18,53 +19,39 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lib import records
-from benchmarks.lib.subjects import NEVER
+from benchmarks.lib.subjects import ADAMW, NEVER, OURS, THEIRS, optimizer, timed
 from benchmarks.lib.turns import Rival
-from benchmarks.speed import against_torch, tables
+from benchmarks.speed import against_torch, rivals, tables
+
+from model import Config, Numerics
+from steps import Program
 
 STEPS = 8
-JAX = ("optax.adamw", "galore_optax", "optax.contrib.galore")
-TORCH = ("torch.optim.AdamW", "torch.optim.AdamW, fused", "galore-torch")
+JAX = (ADAMW, OURS, THEIRS)
 
 
 def make(name: str, model: str, tokens: int) -> Any:
-    if name in JAX:
-        return Example(name, model, tokens)
-    return HuggingFace(name, model, tokens)
-
-
-def batch(model: str, tokens: int) -> np.ndarray:
-    from model import Config
-
-    vocab = Config.load(model).vocab
-    return np.random.default_rng(0).integers(0, vocab, (1, tokens + 1))
+    config = Config.load(model)
+    batch = np.random.default_rng(0).integers(0, config.vocab, (1, tokens + 1))
+    return (Example if name in JAX else HuggingFace)(name, config, batch)
 
 
 class Example:
     """The training program of examples/llama."""
 
-    def __init__(self, name: str, model: str, tokens: int):
-        from benchmarks.lib.subjects import optimizer
-
-        from model import Config, Numerics
-        from steps import Program
-
-        config = Config.load(model)
-        tx = optimizer(name, config.width // 4, NEVER)
-        self.program = Program(config, Numerics(), tx, accumulation=1, mesh=None)
-        self.state = self.program.init(self.program.init_params(0))
-        self.batch = self.program.put(batch(model, tokens).astype(np.int32))
-        start = time.perf_counter()
-        update, _ = self.program.compiled(self.state)
-        self.update = update.lower(self.state, self.batch).compile()
-        self.compile_seconds = time.perf_counter() - start
+    def __init__(self, name: str, config: Config, batch: np.ndarray):
+        tx = optimizer(name, config.width // 4)
+        program = Program(config, Numerics(), tx, accumulation=1, mesh=None)
+        self.state = program.init(program.init_params(0))
+        self.batch = program.put(batch.astype(np.int32))
+        update, _ = program.compiled(self.state)
+        self.compile_seconds, self.update = timed(
+            lambda: update.lower(self.state, self.batch).compile()
+        )
 
     def step(self) -> float:
-        import jax
-
-        start = time.perf_counter()
-        self.state, _ = jax.block_until_ready(self.update(self.state, self.batch))
-        return time.perf_counter() - start
+        seconds, (self.state, _) = timed(self.update, self.state, self.batch)
+        return seconds
 
     def facts(self) -> dict[str, Any]:
         return {"compile_seconds": self.compile_seconds}
@@ -73,21 +60,14 @@ class Example:
 class HuggingFace:
     """LlamaForCausalLM with an optimizer of torch's or galore-torch's."""
 
-    def __init__(self, name: str, model: str, tokens: int):
-        import os
-
+    def __init__(self, name: str, config: Config, batch: np.ndarray):
         import torch
         import transformers
 
-        from benchmarks.speed import rivals
-
-        from model import Config
-
         torch.set_num_threads(os.cpu_count() or 1)
-        config = Config.load(model)
         sizes = transformers.LlamaConfig(**config.to_hugging_face())
         self.model = transformers.LlamaForCausalLM(sizes)
-        self.batch = torch.from_numpy(batch(model, tokens))
+        self.batch = torch.from_numpy(batch)
         params = rivals.by_our_names(self.model)
         self.optimizer = rivals.torch_optimizer(name, params, config.width // 4, NEVER)
 
@@ -125,7 +105,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     arguments = parser.parse_args()
     missing = against_torch.missing()
-    names = [*JAX, *(TORCH if not missing else ())]
+    names = [*JAX, *(rivals.TORCH if not missing else ())]
     model = "9m" if arguments.quick else arguments.model
     tokens = 64 if arguments.quick else arguments.tokens
     rows = measure(model, tokens, 3 if arguments.quick else STEPS, names)

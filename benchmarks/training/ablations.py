@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.lib import records
 from benchmarks.lib.paired import difference
-from benchmarks.training import draw_ablations, runs, tables
+from benchmarks.training import draw, runs, tables
 
 import demo
 from settings import Settings
@@ -183,10 +183,8 @@ def figure_5(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
             continue
         found[str(rank)] = {
             "best_gap": _best(losses),
-            "too_frequent": _against_best(
-                losses, min(losses, key=draw_ablations.order)
-            ),
-            "too_rare": _against_best(losses, max(losses, key=draw_ablations.order)),
+            "too_frequent": _against_best(losses, min(losses, key=draw.order)),
+            "too_rare": _against_best(losses, max(losses, key=draw.order)),
         }
     return found
 
@@ -231,7 +229,7 @@ def main() -> None:
         print(table(found))
     records.write("training/ablations", found, missing, kept)
     if not missing:
-        draw_ablations.draw(found)
+        draw.ablations(found)
 
 
 if __name__ == "__main__":

@@ -173,15 +173,13 @@ class Table:
 
     series: Series
     model: str
-    epochs: int | None  # None: each task's
     rates: dict[str, float | None] = dataclasses.field(default_factory=dict)
     grid: dict[str, Any] = dataclasses.field(default_factory=dict)
     cells: dict[str, dict[str, list[Run]]] = dataclasses.field(default_factory=dict)
 
     def _choice(self, task: str, row: str, rate: float, seed: int) -> Choice:
         method, rank = ROWS[row]
-        epochs = self.epochs or EPOCHS[task]
-        return Choice(task, method, rank, rate, seed, epochs, self.model)
+        return Choice(task, method, rank, rate, seed, EPOCHS[task], self.model)
 
     def run(self, seeds: int) -> None:
         for row in ("AdamW", "GaLore, rank 4", "LoRA, rank 4"):
@@ -217,7 +215,7 @@ class Table:
         }
         return {
             "model": self.model,
-            "epochs": {task: self.epochs or EPOCHS[task] for task in EPOCHS},
+            "epochs": EPOCHS,
             "shorter": SHORTER,
             "learning_rates": self.rates,
             "grid_validation_loss": self.grid,
@@ -252,7 +250,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(EPOCHS), choices=EPOCHS)
     parser.add_argument("--model", default="minilm", choices=["minilm", "mpnet"])
     parser.add_argument("--seeds", type=int, default=3, help="of cola and rte")
-    parser.add_argument("--epochs", type=int, help="instead of each task's own")
     limit = {"type": float, "default": math.inf}
     parser.add_argument("--minutes", **limit, help="then no new run")
     parser.add_argument("--list", action="store_true", help="run nothing")
@@ -273,7 +270,7 @@ def main() -> None:
         lambda task: refusal(task, arguments.tasks, glue),
         minutes,
     )
-    table = Table(series, arguments.model, arguments.epochs)
+    table = Table(series, arguments.model)
     table.run(arguments.seeds)
     result = table.result()
     print(tables.finetuning(result, {"over_adamw": {}}))

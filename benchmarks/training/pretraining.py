@@ -45,14 +45,15 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.lib import records
-from benchmarks.training import pretraining_speed, runs, tables
+from benchmarks.lib.subjects import timed
+from benchmarks.training import runs, tables
 from benchmarks.training.pretraining_plan import (
     BUDGETS,
     CONTROL,
@@ -64,6 +65,53 @@ from benchmarks.training.pretraining_plan import (
 
 import metrics
 from model import parameter_count
+from steps import state_bytes
+from train import open_text
+
+BLOCKS = 3  # measured
+
+
+class Speed:
+    """One method, compiled, with the times of its blocks; methods take turns."""
+
+    def __init__(self, name: str, budget: Budget):
+        point = Point(name, 0.25, METHODS[name].first[0.25])
+        run = METHODS[name].run(budget, point)
+        self.program, self.block = run.program(), budget.gap
+        self.state = self.program.init(self.program.init_params(0))
+        self.update, _ = self.program.compiled(self.state)
+        self.state_bytes = state_bytes(self.state.opt_state)
+        self.seconds: list[float] = []
+
+    def run(self, batches: Iterator[Any]) -> None:
+        placed = [self.program.put(next(batches)) for _ in range(self.block)]
+        seconds, self.state = timed(self._block, placed)
+        self.seconds.append(seconds)
+
+    def _block(self, batches: list[Any]) -> Any:
+        for batch in batches:
+            self.state, _ = self.update(self.state, batch)
+        return self.state
+
+
+def speeds(budget: Budget, names: Iterable[str]) -> dict[str, Any]:
+    """Tokens/s of blocks of `gap` steps, so that each holds one refresh, in turns."""
+    first = METHODS["AdamW"].run(budget, Point("AdamW", 0.25, -4))
+    batches = open_text(dataclasses.replace(first, eval_batches=1)).train
+    methods = {name: Speed(name, budget) for name in names}
+    for number in range(BLOCKS + 1):
+        for name, one in methods.items():
+            one.run(batches)
+            print(f"block {number}, {name}: {one.seconds[-1]:.2f} s", flush=True)
+    tokens = budget.gap * budget.batch * budget.tokens
+    return {
+        name: {
+            "tokens_per_second": tokens / statistics.median(one.seconds[1:]),
+            "seconds_per_block": one.seconds[1:],  # the first compiles
+            "state_bytes": one.state_bytes,
+        }
+        for name, one in methods.items()
+    }
 
 
 def bf16_bytes(tree: Any) -> int:
@@ -173,7 +221,7 @@ def main() -> None:
     name = arguments.model + ("" if budget == usual else f"_{budget.steps}")
     told: dict[str, Any] = {"budget": dataclasses.asdict(budget)}
     if arguments.speed:
-        told["methods"] = pretraining_speed.measure(budget, arguments.methods)
+        told["methods"] = speeds(budget, arguments.methods)
         skipped = [x for x in METHODS if x not in arguments.methods]
         records.write(f"training/pretraining_speed_{name}", told, missing=skipped)
         return

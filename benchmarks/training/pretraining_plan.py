@@ -165,28 +165,20 @@ class Record:
         return min(points, key=lambda pair: pair[0])[1] if points else None
 
     def wanted(self, method: str) -> list[Point]:
-        """What a method still needs, as far as that is known."""
+        """What a method still needs, as far as that is known; its ratios in turns."""
+        start = METHODS[method].start
         rows = [
-            [
-                Point(method, ratio, k)
-                for k in tuning.wanted(
-                    self.row(method, ratio), METHODS[method].start(ratio)
-                )
-            ]
-            for ratio in self.ratios
-            if ratio in METHODS[method].first
+            [Point(method, x, k) for k in tuning.wanted(self.row(method, x), start(x))]
+            for x in self.ratios
+            if x in METHODS[method].first
         ]
-        turns = itertools.zip_longest(*rows)
-        grid = [point for turn in turns for point in turn if point]
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*rows))
+        grid = [point for point in turns if point]
         return grid or [p for p in self.at_best(method) if not self.found(p)]
 
     def tried(self, method: str) -> list[Point]:
         """Those on record."""
-        grid = [
-            Point(method, ratio, k)
-            for ratio in self.ratios
-            for k in self.row(method, ratio)
-        ]
+        grid = [Point(method, x, k) for x in self.ratios for k in self.row(method, x)]
         return grid + [x for x in self.at_best(method) if x.seed and self.found(x)]
 
     def at_best(self, method: str) -> list[Point]:
@@ -195,16 +187,9 @@ class Record:
 
     def next(self, methods: Iterable[str]) -> Point | None:
         """A run of the method that has the fewest, so that all progress together."""
-        open_ones = [name for name in methods if self.wanted(name)]
-        count = {name: self._count(name) for name in open_ones}
-        return self.wanted(min(count, key=lambda x: count[x]))[0] if count else None
-
-    def _count(self, method: str) -> int:
-        end = str(self.budget)
-        return sum(
-            key.startswith(f"{method}, lr") and key.endswith(end)
-            for key in self.runs.found
-        )
+        unfinished = [name for name in methods if self.wanted(name)]
+        fewest = min(unfinished, key=lambda x: len(self.tried(x)), default=None)
+        return self.wanted(fewest)[0] if fewest else None
 
     def missing(self) -> list[str]:
         found = [str(point) for name in METHODS for point in self.wanted(name)]

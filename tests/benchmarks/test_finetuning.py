@@ -63,7 +63,7 @@ def fake(choice: Choice) -> dict[str, Any]:
 def filled(runs: Any, make: Any = fake, **options: Any) -> Table:
     wanted = options.get("wanted", lambda _: "")
     series = Series(runs, make, wanted, options.get("minutes", MINUTES))
-    table = Table(series, "minilm", None)
+    table = Table(series, "minilm")
     table.run(3)
     return table
 

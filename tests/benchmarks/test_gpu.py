@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.lib import records, shapes, subjects
 from benchmarks.lib.shapes import Shapes
-from benchmarks.speed import gpu, gpu_tables, gpu_training
+from benchmarks.speed import gpu, gpu_steps, tables
 from benchmarks.speed.bases import METHODS
 from benchmarks.speed.gpu import Card, Row
 from benchmarks.speed.gpu_steps import TorchStep
@@ -84,7 +84,7 @@ def test_flops_are_the_examples() -> None:
     tokens = 256
     matrices = 8 * (4 * 512**2 + 3 * 512 * 1376) + 512 * 32_000
     expected = 6 * matrices + 12 * 8 * 512 * tokens
-    assert gpu_training.flops_per_token(config, tokens) == expected
+    assert gpu_steps.flops_per_token(config, tokens) == expected
 
 
 class Clock:
@@ -166,11 +166,11 @@ def test_torch_steps_on_any_device() -> None:
 def test_an_unknown_card_has_no_share_of_its_peak() -> None:
     row = {"model": "60m", "method": subjects.WIDE, "tokens": 1024, "peak_bytes": 5e8}
     row |= {"tokens_per_second": 1e3, "flop_utilisation": None}
-    found = gpu_tables.gpu_training({"training": {"a": row}})
+    found = tables.gpu_training({"training": {"a": row}})
     cells = "60M, 1,024 tokens a step | `optax.adamw` | f32 | 1,000 |  | 0.50 GB"
     assert found.splitlines()[2:] == [f"| {cells} |"]
     row["flop_utilisation"] = 0.25
-    found = gpu_tables.gpu_training({"training": {"a": row}})
+    found = tables.gpu_training({"training": {"a": row}})
     assert "| 25.0 % |" in found
 
 
@@ -180,7 +180,7 @@ def test_a_refresh_of_the_model_is_the_sum_over_its_matrices() -> None:
 
     probes = {"a": row("power", 4096, 0.002), "b": row("power", 11008, 0.005)}
     probes["c"] = row("svd", 4096, 1.0)
-    found = gpu_tables.gpu_refresh({"probes": probes})
+    found = tables.gpu_refresh({"probes": probes})
     # 128 x 2 ms + 96 x 5 ms; svd lacks a shape.
     assert found.splitlines()[2:] == [
         "| power | 2.00 | 5.00 | 0.7 |",

@@ -4,7 +4,7 @@
 import pytest
 
 from benchmarks.lib.shapes import Shapes
-from benchmarks.memory import compiled_step, hlo, step_memory
+from benchmarks.memory import compiled_step, hlo
 from galore_optax import memory
 
 SMALL = Shapes(32, 48, 2, vocab=64)
@@ -64,8 +64,9 @@ def test_partial_sums_are_no_array_of_the_leaf() -> None:
 
 
 def test_every_optimizer_is_compiled_for_every_target() -> None:
-    made = list(map(str, compiled_step.cases(["h200"])))
-    assert made[:3] == [
+    made = list(map(str, compiled_step.counted()))
+    assert len(made) == 2 * 7
+    assert made[7:10] == [
         "h200, optax.adamw, steady",
         "h200, galore(adam), steady",
         "h200, galore(adam), refresh",
@@ -78,15 +79,15 @@ def test_a_step_is_compiled_for_a_card_that_is_not_there() -> None:
         memory.target("h200").device()
     except RuntimeError as error:
         pytest.skip(str(error))
-    case = compiled_step.Case("h200", "galore(adam)", False)
-    found = compiled_step.compile_case(case, Shapes(256, 512, 2, vocab=256), 64)
+    case = compiled_step.Counted("h200", "galore(adam)", False)
+    found = case.measure(Shapes(256, 512, 2, vocab=256), 64)
     assert found["f32_arrays_of_leaf_size"] == 0
     assert found["products"] == 14
     assert not found["loops"]
 
 
 def test_every_rank_and_optimizer_is_compiled() -> None:
-    found = list(map(str, step_memory.programs("7b")))
+    found = list(map(str, compiled_step.held("7b")))
     assert found == [
         "7b, optax.adamw",
         *(f"7b, galore_adamw, rank {rank}" for rank in (256, 512, 1024, 2048)),
@@ -97,4 +98,4 @@ def test_every_rank_and_optimizer_is_compiled() -> None:
 
 def test_outputs_that_are_not_donated_are_held_too() -> None:
     row = {"arguments": 10, "temporaries": 5, "not_donated": 1}
-    assert step_memory.total(row) == 16
+    assert compiled_step.total(row) == 16

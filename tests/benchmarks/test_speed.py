@@ -19,7 +19,6 @@ from benchmarks.lib.turns import Rival
 from benchmarks.speed import (
     against_torch,
     floor,
-    init_time,
     optimizer_step,
     rates,
     refresh_7b,
@@ -260,7 +259,7 @@ def test_all_that_is_traced_is_timed() -> None:
 
 @pytest.mark.slow
 def test_init_is_timed_and_its_memory_measured() -> None:
-    found = init_time.compiled(subjects.EIGHT_BIT, init_time.QUICK, True)
+    found = trace_time.compiled_init(subjects.EIGHT_BIT, trace_time.SMALL, True)
     assert found.keys() == {"trace_seconds", "compile_seconds", "run_seconds"}
-    memory = init_time.eager(init_time.QUANTIZED, init_time.QUICK)
+    memory = trace_time.eager_init(trace_time.QUANTIZED, trace_time.SMALL)
     assert memory["state_mb"] > memory["largest_leaf_mb"] > 0

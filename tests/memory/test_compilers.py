@@ -102,7 +102,7 @@ def test_seven_billion_parameters_train_on_a_v6e(tpu: Path) -> None:
 
 def test_no_array_of_a_leaf_in_more_bits_beside_16_bit_weights(cuda: Path) -> None:
     """For both cards, steady and with a refresh, with weight decay and without."""
-    command = [cuda, "-m", "benchmarks.memory.compiled_step", "--quick"]
+    command = [cuda, "-m", "benchmarks.memory.compiled_step", "kernels", "--quick"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False
     )
