@@ -51,8 +51,8 @@ bench: .venv/rivals
 	set -e; for name in $(SPEED); do $(RUN).speed.$$name; done
 	$(RUN).memory.state_bytes
 	$(RUN).memory.plan_paper
-	$(RUN).why.captured_energy
-	$(RUN).why.why_it_works
+	$(RUN).why.why_it_works pictures
+	$(RUN).why.why_it_works methods
 	$(RUN).training.corpus_size
 	$(RUN).training.demo table seeds 9m
 	$(RUN).training.storage_bits moments

@@ -55,23 +55,10 @@ class Step:
             "rank": rank,
             "compile_seconds": subject.compile_seconds,
             "steady_seconds": steady,
-            "pipelined_seconds": _pipelined(subject, gradients),
             "first_refresh_seconds": times[0] - steady,
             "refresh_seconds": min(times[GAP], times[2 * GAP]) - steady,
             "state_bytes": subject.state_bytes,
         }
-
-
-def _pipelined(subject: InPlace, gradients: Any) -> float:
-    """Seconds a step where the host does not wait for each, no refresh among them."""
-
-    def run() -> Any:
-        for _ in range(GAP - 2):
-            subject.step(gradients)
-        return subject.params
-
-    jax.block_until_ready(subject.params)
-    return timed(run)[0] / (GAP - 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ Each method renews one projector of each shape, f32 (`bases.py`); the model's to
 the sum over its matrices. Gradients have singular values near i^-0.7, which is flatter
 than real ones. Each measurement is kept as soon as it ends, and not made again.
 
-    python -m benchmarks.speed.refresh_7b [--model 7b] [--divisor 4] [--quick]
+    python -m benchmarks.speed.refresh_7b [--model 7b] [--quick]
 """
 
 import warnings
@@ -79,12 +79,11 @@ def measure(method: str, shape: Size, rank: int) -> dict[str, Any]:
 def main() -> None:
     parser = records.parser(__doc__, quick=True)
     parser.add_argument("--model", default="7b")
-    parser.add_argument("--divisor", type=int, default=4, help="width over rank")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)
     model = "60m" if arguments.quick else arguments.model
     shapes, runs = Shapes.load(model), records.Runs("speed/refresh_7b")
-    rank, kind = shapes.width // arguments.divisor, jax.devices()[0].device_kind
+    rank, kind = shapes.width // 4, jax.devices()[0].device_kind
 
     def get(method: str, shape: Size) -> dict[str, Any]:
         if arguments.quick:
@@ -96,9 +95,7 @@ def main() -> None:
     result = {"model": model, "rank": rank, "methods": whole_model(shapes, get)}
     print(tables.refresh_7b(result))
     platform = "" if jax.default_backend() == "cpu" else f"_{jax.default_backend()}"
-    name = f"speed/refresh_{model}{platform}"
-    name += "" if arguments.divisor == 4 else f"_d{arguments.divisor}"
-    records.write(name, result, quick=arguments.quick)
+    records.write(f"speed/refresh_{model}{platform}", result, quick=arguments.quick)
 
 
 if __name__ == "__main__":

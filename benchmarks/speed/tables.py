@@ -151,16 +151,6 @@ def blas_threads(found: dict[str, float]) -> str:
     return table((f"products alone: {alone:.2f} ms", "behind it, ms", ""), rows)
 
 
-@of("speed/init_time")
-def init_time(found: Found) -> str:
-    rows = [
-        (f"`{name}`", what, ", ".join(f"{k} {v:.2f}" for k, v in cell.items()))
-        for name, cells in found.items()
-        for what, cell in cells.items()
-    ]
-    return table(("", "", "seconds, MB"), rows)
-
-
 @of("speed/trace_time")
 def trace_time(found: Found) -> str:
     """Seconds, and how many times those of Optax's."""

@@ -60,79 +60,56 @@ class Setting:
         )
 
 
+USUAL = Setting(rank=WIDTH // 4)  # the demo's, which every study contains
 GAPS = (10, 50, 200, NEVER)
-EVERY_STEP = 1
-SHARES = (16, 8, 4, 2)  # rank: the width divided by
-METHODS = ("power", "randomized", "eigh", "svd", "random")
-SIDES = ("std", "reverse_std", "left", "right", "full")
-PROJECTORS = ("float32", "bfloat16", "int8", "int4")
 GRID = "rank and gap"
 
-Studies = dict[str, dict[str, Setting]]
 
-
-def base(width: int) -> Setting:
-    """The demo's setting, which every study contains."""
-    return Setting(rank=width // 4)
-
-
-def grid(width: int) -> dict[str, Setting]:
+def grid() -> dict[str, Setting]:
     """Ranks by gaps, Figure 5; at the usual rank also a refresh at every step."""
-    ranks = [width // share for share in SHARES]
-    settings = [Setting(rank=rank, gap=gap) for rank in ranks for gap in GAPS]
-    settings.append(dataclasses.replace(base(width), gap=EVERY_STEP))
+    ranks = [WIDTH // share for share in (16, 8, 4, 2)]
+    settings = [Setting(rank, gap) for rank in ranks for gap in GAPS]
+    settings.append(Setting(USUAL.rank, gap=1))
     return {str(setting): setting for setting in settings}
 
 
-def studies(width: int) -> Studies:
-    """Settings by study and by name; the first of a study is what it compares with."""
-    usual = base(width)
-
-    def vary(option: str, values: Sequence[Any]) -> dict[str, Setting]:
-        first, *others = values
-        changed = {
-            x: dataclasses.replace(usual, options=((option, x),)) for x in others
-        }
-        return {str(x): setting for x, setting in {first: usual, **changed}.items()}
-
-    def coded(code: str) -> Setting:
-        return dataclasses.replace(
-            usual, optimizer="galore_adamw8bit", options=(("code", code),)
-        )
-
-    def slower(rank: int) -> Setting:
-        return dataclasses.replace(usual, rank=rank, rate=0.5)
-
-    ranks = {f"half, rank {rank}": slower(rank) for rank in (usual.rank, width // 2)}
-    moments = vary("moment_dtype", ("float32", "bfloat16"))
-    codes = {f"8 bits, {code}": coded(code) for code in ("companded", "dynamic")}
-    return {
-        GRID: grid(width),
-        "learning rate": {f"whole, rank {usual.rank}": usual, **ranks},
-        "subspace": vary("subspace", METHODS),
-        "proj_type": vary("proj_type", SIDES),
-        "stagger": vary("stagger", (False, True)),
-        "projector_dtype": vary("projector_dtype", PROJECTORS),
-        "moments": moments | codes,
+def vary(option: str, default: Any, *others: Any) -> dict[str, Setting]:
+    changed = {
+        str(x): dataclasses.replace(USUAL, options=((option, x),)) for x in others
     }
+    return {str(default): USUAL, **changed}
+
+
+# Settings by study and by name; the first of a study is what it compares with.
+STUDIES = {
+    GRID: grid(),
+    "learning rate": {
+        f"whole, rank {USUAL.rank}": USUAL,
+        **{f"half, rank {r}": Setting(r, rate=0.5) for r in (USUAL.rank, WIDTH // 2)},
+    },
+    "subspace": vary("subspace", "power", "randomized", "eigh", "svd", "random"),
+    "proj_type": vary("proj_type", "std", "reverse_std", "left", "right", "full"),
+    "stagger": vary("stagger", False, True),
+    "projector_dtype": vary("projector_dtype", "float32", "bfloat16", "int8", "int4"),
+    "moments": vary("moment_dtype", "float32", "bfloat16")
+    | {
+        f"8 bits, {code}": dataclasses.replace(
+            USUAL, optimizer="galore_adamw8bit", options=(("code", code),)
+        )
+        for code in ("companded", "dynamic")
+    },
+}
 
 
 def planned() -> list[Setting]:
     """Every setting once."""
-    return list(
-        dict.fromkeys(s for study in studies(WIDTH).values() for s in study.values())
-    )
+    return list(dict.fromkeys(x for study in STUDIES.values() for x in study.values()))
 
 
 def key(setting: Setting) -> str:
-    told = (
-        f"width {WIDTH}",
-        f"{BASE.steps} steps of {BASE.batch} x {BASE.tokens}",
-        f"{BASE.eval_batches} held out",
-        f"lr {BASE.learning_rate:g}",
-        f"{len(SEEDS)} seeds",
-    )
-    return f"{', '.join(told)}: {setting}"
+    size = f"width {WIDTH}, {BASE.steps} steps of {BASE.batch} x {BASE.tokens}"
+    rest = f"{BASE.eval_batches} held out, lr {BASE.learning_rate:g}"
+    return f"{size}, {rest}, {len(SEEDS)} seeds: {setting}"
 
 
 def train(setting: Setting) -> dict[str, Any]:
@@ -144,7 +121,7 @@ def train(setting: Setting) -> dict[str, Any]:
 
 def rows(settings: dict[str, Setting], found: Any) -> Iterator[Any]:
     """What is on record of a study: a row a setting, against the first of them."""
-    usual = found.get(key(base(WIDTH)))
+    usual = found.get(key(USUAL))
     for name, setting in settings.items():
         run = found.get(key(setting))
         if run is None or usual is None:
@@ -153,21 +130,13 @@ def rows(settings: dict[str, Setting], found: Any) -> Iterator[Any]:
         yield {
             "name": name,
             "rank": setting.rank,
-            "gap": gap_name(setting.gap),
+            "gap": "never" if setting.gap >= NEVER else setting.gap,
             "losses": losses,
             "mean": float(np.mean(losses)),
             "spread": float(np.ptp(losses)),
-            "less_base": compared(losses, usual["losses"]),
+            "less_base": difference(losses, usual["losses"]).record(),
             "state_bytes_a_seed": run["state_bytes_a_seed"],
         }
-
-
-def compared(losses: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    return difference(losses, others).record()
-
-
-def gap_name(gap: int) -> int | str:
-    return "never" if gap >= NEVER else gap
 
 
 def figure_5(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -196,16 +165,17 @@ def _best(losses: dict[Any, Sequence[float]]) -> Any:
 def _against_best(losses: dict[Any, Sequence[float]], gap: Any) -> dict[str, Any]:
     others = {other: found for other, found in losses.items() if other != gap}
     best = _best(others)
-    return {"gap": gap, "best_other": best} | compared(losses[gap], others[best])
+    less = difference(losses[gap], others[best])
+    return {"gap": gap, "best_other": best} | less.record()
 
 
 def result(found: Mapping[str, Any]) -> dict[str, Any]:
-    by_study = {k: list(rows(x, found)) for k, x in studies(WIDTH).items()}
+    by_study = {k: list(rows(x, found)) for k, x in STUDIES.items()}
     told = "steps", "batch", "tokens", "eval_batches", "learning_rate", "corpus"
     return {
         "recipe": {name: getattr(BASE, name) for name in told}
         | {"config": dataclasses.asdict(BASE.config), "seeds": len(SEEDS)},
-        "base": str(base(WIDTH)),
+        "base": str(USUAL),
         "grid": GRID,
         "studies": by_study,
         "figure_5": figure_5(by_study[GRID]),

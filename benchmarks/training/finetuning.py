@@ -112,36 +112,6 @@ def train(choice: Choice, glue: Path | None) -> Run:
     }
 
 
-class Series:
-    """Runs on record, or made now if wanted and in time; the others are listed."""
-
-    def __init__(
-        self,
-        runs: records.Runs,
-        make: Callable[[Choice], Run],
-        wanted: Callable[[str], str],  # why a task is not; empty: it is
-        minutes: float,
-    ):
-        self.runs, self.make, self.wanted = runs, make, wanted
-        self.ends = time.monotonic() + 60 * minutes
-        self.missing: list[str] = []
-
-    def __call__(self, choice: Choice) -> Run | None:
-        if choice.key not in self.runs.found and (reason := self._left_out(choice)):
-            self.missing.append(f"{choice.key}: {reason}")
-            return None
-        return self.runs.get(choice.key, lambda: self.make(choice))
-
-    def _left_out(self, choice: Choice) -> str:
-        """Why a run is not made; empty if it is."""
-        if unwanted := self.wanted(choice.task):
-            return unwanted
-        if time.monotonic() >= self.ends:
-            return "no time left"
-        elsewhere = self.runs.made_elsewhere(choice.key)
-        return "another process makes it" if elsewhere else ""
-
-
 def search(
     start: float, loss: Callable[[float], float | None]
 ) -> tuple[float | None, dict[str, float]]:
@@ -167,15 +137,41 @@ def _by_rate(found: dict[int, float]) -> dict[str, float]:
     return {f"{LADDER[i]:g}": found[i] for i in sorted(found)}
 
 
-@dataclasses.dataclass
 class Table:
-    """The rows of the table for one model, filled by a series of runs."""
+    """The rows of the table for one model, of runs on record or made now.
 
-    series: Series
-    model: str
-    rates: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    grid: dict[str, Any] = dataclasses.field(default_factory=dict)
-    cells: dict[str, dict[str, list[Run]]] = dataclasses.field(default_factory=dict)
+    What is not wanted, or not made in time, is listed in `missing` with its reason.
+    """
+
+    def __init__(
+        self,
+        runs: records.Runs,
+        model: str,
+        make: Callable[[Choice], Run],
+        wanted: Callable[[str], str] = lambda task: "",  # why a task is not
+        minutes: float = math.inf,
+    ):
+        self.runs, self.model, self.make, self.wanted = runs, model, make, wanted
+        self.ends = time.monotonic() + 60 * minutes
+        self.missing: list[str] = []
+        self.rates: dict[str, float | None] = {}
+        self.grid: dict[str, Any] = {}
+        self.cells: dict[str, dict[str, list[Run]]] = {}
+
+    def get(self, choice: Choice) -> Run | None:
+        if choice.key not in self.runs.found and (reason := self._left_out(choice)):
+            self.missing.append(f"{choice.key}: {reason}")
+            return None
+        return self.runs.get(choice.key, lambda: self.make(choice))
+
+    def _left_out(self, choice: Choice) -> str:
+        """Why a run is not made; empty if it is."""
+        if unwanted := self.wanted(choice.task):
+            return unwanted
+        if time.monotonic() >= self.ends:
+            return "no time left"
+        elsewhere = self.runs.made_elsewhere(choice.key)
+        return "another process makes it" if elsewhere else ""
 
     def _choice(self, task: str, row: str, rate: float, seed: int) -> Choice:
         method, rank = ROWS[row]
@@ -192,7 +188,7 @@ class Table:
         """Searches the rate of a method, with seed 0."""
 
         def loss(rate: float) -> float | None:
-            run = self.series(self._choice(TUNED, row, rate, 0))
+            run = self.get(self._choice(TUNED, row, rate, 0))
             return run and run["validation_loss"]
 
         method = ROWS[row][0]
@@ -204,8 +200,8 @@ class Table:
             rate = self.rates[method]
             if rate is None:
                 text = f"{task}, {row}, seed {seed}: no learning rate yet"
-                self.series.missing.append(text)
-            elif run := self.series(self._choice(task, row, rate, seed)):
+                self.missing.append(text)
+            elif run := self.get(self._choice(task, row, rate, seed)):
                 self.cells.setdefault(row, {}).setdefault(task, []).append(run)
 
     def result(self) -> dict[str, Any]:
@@ -264,19 +260,19 @@ def main() -> None:
     compiled = records.ROOT / "out" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     glue, minutes = arguments.glue_dir, 0 if arguments.list else arguments.minutes
-    series = Series(
+    table = Table(
         records.Runs("training/finetuning"),
+        arguments.model,
         lambda choice: train(choice, glue),
         lambda task: refusal(task, arguments.tasks, glue),
         minutes,
     )
-    table = Table(series, arguments.model)
     table.run(arguments.seeds)
     result = table.result()
     print(tables.finetuning(result, {"over_adamw": {}}))
     suffix = "" if arguments.model == "minilm" else f"_{arguments.model}"
     name = f"training/finetuning{suffix}"
-    records.write(name, result, series.missing, series.runs, quick=arguments.list)
+    records.write(name, result, table.missing, table.runs, quick=arguments.list)
 
 
 if __name__ == "__main__":

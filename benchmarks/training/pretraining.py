@@ -30,7 +30,7 @@ optimizer state, two bytes an entry (what has eight bits: one).
 
     python -m benchmarks.training.pretraining [--model demo --steps 1500] [--list]
         [--minutes 60]          starts no run after that; the same command goes on
-        [--methods GaLore LoRA] [--ratios 0.25] makes the runs of these only
+        [--methods GaLore LoRA] makes the runs of these only
     python -m benchmarks.training.pretraining --model 60m              on a GPU
     python -m benchmarks.training.pretraining --speed [--model 60m]   tokens/s, in turns
 
@@ -45,7 +45,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -188,21 +188,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="demo", choices=BUDGETS)
     parser.add_argument("--steps", type=int, help="instead of the size's")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--ratios", nargs="+", type=float, help="some of the size's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, help="start no run after so many")
     parser.add_argument("--list", action="store_true", help="of runs, and end")
     parser.add_argument("--speed", action="store_true", help="only tokens/s, in turns")
     return parser.parse_args()
-
-
-def ratios_of(asked: Sequence[float] | None, budget: Budget) -> Sequence[float]:
-    """Those that are run now."""
-    for ratio in asked or ():
-        if ratio not in budget.ratios:
-            known = ", ".join(f"{x:g}" for x in budget.ratios)
-            raise SystemExit(f"--ratios {ratio:g}: model {budget.model} has {known}.")
-    return asked or budget.ratios
 
 
 def planned(record: Record, methods: Iterable[str]) -> list[str]:
@@ -225,7 +215,7 @@ def main() -> None:
         skipped = [x for x in METHODS if x not in arguments.methods]
         records.write(f"training/pretraining_speed_{name}", told, missing=skipped)
         return
-    record = Record(budget, ratios_of(arguments.ratios, budget), arguments.seeds)
+    record = Record(budget, arguments.seeds)
     if arguments.list:
         plan = dict.fromkeys(planned(record, arguments.methods))
         records.show_list(record.runs, plan)

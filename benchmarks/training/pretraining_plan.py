@@ -138,9 +138,9 @@ class Point:
 class Record:
     """The runs that there are, and those that are wanted next."""
 
-    def __init__(self, budget: Budget, ratios: Iterable[float], seeds: int):
+    def __init__(self, budget: Budget, seeds: int):
         self.runs = records.Runs(f"training/pretraining_{budget.model}_{budget.steps}")
-        self.budget, self.ratios, self.seeds = budget, list(ratios), range(seeds)
+        self.budget, self.ratios, self.seeds = budget, budget.ratios, range(seeds)
 
     def key(self, point: Point) -> str:
         return f"{point}, {self.budget}"
@@ -193,9 +193,6 @@ class Record:
 
     def missing(self) -> list[str]:
         found = [str(point) for name in METHODS for point in self.wanted(name)]
-        found += [
-            f"matrices at {x:g}" for x in self.budget.ratios if x not in self.ratios
-        ]
         more = "and what grids then want at their edges, and all seeds at the best"
         return found if all(map(self.is_tuned, METHODS)) else [*found, more]
 

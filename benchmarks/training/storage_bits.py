@@ -123,26 +123,19 @@ def planned(steps: int, seeds: Sequence[int] = SEEDS) -> dict[str, Settings]:
 
 def rows(found: Mapping[str, Any], steps: int, seeds: Sequence[int]) -> dict[str, Any]:
     """A row for each setting of which every seed is on record."""
-    made = {}
-    for name in SETTINGS:
+    made: dict[str, Any] = {}
+    for name, base in BASES.items():
         each = [found.get(key(name, steps, seed)) for seed in seeds]
-        if all(each):
-            made[name] = row(each)
-    for name, one in made.items():
-        base = BASES[name]
+        if not all(each):
+            continue
+        losses = [run["loss"] for run in each]
+        mean, size = float(np.mean(losses)), each[0]["state_bytes"]
+        told = {"perplexity": math.exp(mean), "state_bytes": size}
+        made[name] = {"losses": losses, "mean": mean} | told
         if name != base and base in made and len(seeds) > 1:
-            one["less_base"] = difference(one["losses"], made[base]["losses"]).record()
+            less = difference(losses, made[base]["losses"])
+            made[name]["less_base"] = less.record()
     return made
-
-
-def row(each: Sequence[Any]) -> dict[str, Any]:
-    losses = [run["loss"] for run in each]
-    mean = float(np.mean(losses))
-    size = each[0]["state_bytes"]
-    return {
-        **{"losses": losses, "mean": mean},
-        **{"perplexity": math.exp(mean), "state_bytes": size},
-    }
 
 
 def bf16(minutes: float, only_list: bool) -> None:

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why low-rank projection works, measured in a real training run.
 
-Trains the demo's LLaMA with GaLore and stops at every refresh, before the step: the
-singular values of the gradients, the bases before and after, the energy they capture,
-and the singular values of W - W_0. Then the same run with AdamW, for its W - W_0.
-Draws `docs/images/{spectrum,overlap,energy,update_rank}.png`; `draw_why_it_works` does
-so again from the record.
+Trains the demo's LLaMA with GaLore and stops at every refresh, before the step.
 
-    python -m benchmarks.why.why_it_works [--steps 400] [--gap 50]
+    python -m benchmarks.why.why_it_works pictures [--steps 400] [--gap 50]
+
+The singular values of the gradients, the bases before and after, the energy they
+capture, and the singular values of W - W_0; then the same run with AdamW, for its
+W - W_0. Draws `docs/images/{spectrum,overlap,energy,update_rank}.png`; `draw` does so
+again from the record.
+
+    python -m benchmarks.why.why_it_works methods
+
+From the projectors in use and the gradient of that step, each subspace method finds new
+ones, and their captured energy is divided by that of the exact basis.
 """
 
 import dataclasses
@@ -15,13 +21,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 import galore_optax
 from benchmarks.lib import records
 from benchmarks.lib.shapes import named
 from benchmarks.lib.subjects import galore_state
-from benchmarks.why import draw_why_it_works, spectra, tables
+from benchmarks.why import draw, spectra, tables
+from galore_optax import subspace
 
 import demo
 from settings import Settings
@@ -246,8 +255,60 @@ def setting_of(galore: Settings, adamw: Settings, gap: int) -> dict[str, Any]:
     }
 
 
+METHODS = {
+    "power(steps=1)": subspace.power(steps=1),
+    "power(), the default": subspace.power(),
+    "power(product_dtype=float32)": subspace.power(product_dtype=jnp.float32),
+    "randomized()": subspace.randomized(),
+    "random()": subspace.random(),
+    "stale, not refreshed": None,
+}
+
+
+def energies(method: subspace.Subspace | None, state: Any, gradients: Any) -> Any:
+    """Captured energy after a refresh of `state` by `method`, over all matrices."""
+    tx = galore_optax.galore(optax.identity(), rank=demo.RANK, subspace=method)
+    state = state._replace(inner_state=tx.init(gradients).inner_state)
+    _, after = tx.update(gradients, state, refresh=method is not None)
+    found = galore_optax.captured_energy(tx, after, gradients)
+    return np.concatenate(list(map(np.asarray, found.values())))
+
+
+def shares(step: int, state: Any, gradients: Any) -> list[dict[str, Any]]:
+    exact = energies(subspace.svd(), state, gradients)
+    print(f"step {step}: exact ones capture {exact.min():.3f} to {exact.max():.3f}")
+    return [
+        {
+            "step": step,
+            "method": name,
+            "share_of_exact": (energies(method, state, gradients) / exact).tolist(),
+        }
+        for name, method in METHODS.items()
+    ]
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Least and mean share of the exact basis' energy, over leaves and refreshes."""
+    methods: dict[str, Any] = {}
+    for name in METHODS:
+        shares = np.array([r["share_of_exact"] for r in rows if r["method"] == name])
+        methods[name] = {"least": shares.min(), "mean": shares.mean()}
+    return {"methods": methods, "rows": rows}
+
+
+def compare_methods(run: Settings, gap: int) -> dict[str, Any]:
+    program, rows = run.program(), []
+    gradients_of = jax.jit(program.gradients)
+    for stop in stops(run, program, gap):
+        if stop.step < run.steps:
+            _, gradients = gradients_of(stop.state.params, stop.batch)
+            rows += shares(stop.step, galore_state(stop.state.opt_state), gradients)
+    return summary(rows)
+
+
 def main() -> None:
     parser = records.parser(__doc__)
+    parser.add_argument("part", choices=("pictures", "methods"))
     parser.add_argument("--steps", type=int, default=demo.GALORE.steps)
     parser.add_argument("--gap", type=int, default=demo.GAP)
     arguments = parser.parse_args()
@@ -256,10 +317,15 @@ def main() -> None:
         parser.error(f"--steps {steps} must be a multiple of --gap {gap}, two or more.")
     options = (*demo.GALORE.options, f"update_proj_gap={gap}")  # the last one counts
     galore = dataclasses.replace(demo.GALORE, options=options, steps=steps)
+    if arguments.part == "methods":
+        found = compare_methods(galore, gap)
+        print(tables.captured_energy(found))
+        records.write(f"why/captured_energy_gap{gap}", found)
+        return
     adamw = dataclasses.replace(demo.ADAMW, steps=steps)
     found = measure(galore, adamw, gap)
     print(tables.why_it_works(found))
-    draw_why_it_works.draw(found)
+    draw.draw(found)
     records.write("why/why_it_works", found)
 
 

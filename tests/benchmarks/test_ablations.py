@@ -40,7 +40,7 @@ def test_one_seed_has_no_spread() -> None:
 
 
 def test_planned_settings() -> None:
-    found = ablations.studies(128)
+    found = ablations.STUDIES
     ranks = {setting.rank for setting in found[ablations.GRID].values()}
     gaps = {setting.gap for setting in found[ablations.GRID].values()}
     assert ranks == {8, 16, 32, 64}
@@ -55,7 +55,7 @@ def test_planned_settings() -> None:
         "projector_dtype": 4,
         "moments": 4,
     }
-    base = ablations.base(128)
+    base = ablations.USUAL
     for study, settings in found.items():
         assert base in settings.values(), study
     for study in set(found) - {ablations.GRID}:

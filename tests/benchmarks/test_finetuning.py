@@ -9,9 +9,7 @@ import pytest
 
 from benchmarks.lib import records
 from benchmarks.training import finetuning, tables
-from benchmarks.training.finetuning import LADDER, Choice, Series, Table, search
-
-MINUTES = math.inf
+from benchmarks.training.finetuning import LADDER, Choice, Table, search
 
 
 @pytest.fixture
@@ -61,9 +59,7 @@ def fake(choice: Choice) -> dict[str, Any]:
 
 
 def filled(runs: Any, make: Any = fake, **options: Any) -> Table:
-    wanted = options.get("wanted", lambda _: "")
-    series = Series(runs, make, wanted, options.get("minutes", MINUTES))
-    table = Table(series, "minilm")
+    table = Table(runs, "minilm", make, **options)
     table.run(3)
     return table
 
@@ -71,7 +67,7 @@ def filled(runs: Any, make: Any = fake, **options: Any) -> Table:
 def test_every_row_runs_over_seeds_at_its_rate(runs: records.Runs) -> None:
     table = filled(runs)
     result = table.result()
-    assert not table.series.missing
+    assert not table.missing
     best = {"full": 5e-5, "galore": 5e-4, "lora": 1e-3}
     assert result["learning_rates"] == best
     assert list(result["rows"]) == list(finetuning.ROWS)
@@ -100,17 +96,15 @@ def test_what_is_on_record_is_not_run_again(runs: records.Runs) -> None:
 def test_what_was_not_run_is_listed_with_its_reason(runs: records.Runs) -> None:
     table = filled(runs, make=lambda _: pytest.fail("ran"), minutes=0)
     assert "minilm, cola, full, lr 5e-05, 2 epochs, seed 0: no time left" in (
-        table.series.missing
+        table.missing
     )
-    assert "rte, LoRA, rank 8, seed 2: no learning rate yet" in table.series.missing
+    assert "rte, LoRA, rank 8, seed 2: no learning rate yet" in table.missing
     assert table.result()["rows"] == {}
     only = filled(runs, wanted=lambda t: finetuning.refusal(t, ["rte"], Path("glue")))
-    reasons = {text.rsplit(": ", 1)[1] for text in only.series.missing}
+    reasons = {text.rsplit(": ", 1)[1] for text in only.missing}
     assert reasons == {"not among --tasks", "no learning rate yet"}
     only = filled(runs, wanted=lambda t: finetuning.refusal(t, ["cola"], Path("glue")))
-    assert {text.rsplit(": ", 1)[1] for text in only.series.missing} == {
-        "not among --tasks"
-    }
+    assert {text.rsplit(": ", 1)[1] for text in only.missing} == {"not among --tasks"}
     assert {task for row in only.cells.values() for task in row} == {"cola"}
 
 
@@ -118,11 +112,11 @@ def test_a_run_of_another_process_is_left_to_it(runs: records.Runs) -> None:
     def made(choice: Choice) -> dict[str, Any]:
         if choice.key.startswith("minilm, sst2, galore rank 8"):
             other = filled(records.Runs("training/finetuning"))
-            assert other.series.missing == [f"{choice.key}: another process makes it"]
+            assert other.missing == [f"{choice.key}: another process makes it"]
         return fake(choice)
 
     table = filled(runs, make=made)
-    assert not table.series.missing
+    assert not table.missing
     assert len(table.result()["rows"]["GaLore, rank 8"]["sst2"]["dev_metric"]) == 1
 
 

@@ -42,7 +42,7 @@ def test_runs_that_diverged_are_the_worst() -> None:
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     monkeypatch.setattr(records, "machine", dict)
-    return Record(BUDGET, RATIOS, seeds=3)
+    return Record(BUDGET, seeds=3)
 
 
 def made_up(point: Point) -> dict[str, Any]:
@@ -92,15 +92,15 @@ def test_all_methods_progress_together(record: Record) -> None:
 
 def test_an_interrupted_series_goes_on(record: Record) -> None:
     first = fill(record, 7)
-    again = Record(BUDGET, RATIOS, seeds=3)
+    again = Record(BUDGET, seeds=3)
     assert all(again.found(p) for p in first)
     assert again.next(METHODS) == record.next(METHODS)
-    assert Record(BUDGET, RATIOS, 3).runs.found.keys() == {record.key(p) for p in first}
+    assert Record(BUDGET, 3).runs.found.keys() == {record.key(p) for p in first}
 
 
 def test_other_budgets_are_other_runs(record: Record) -> None:
     fill(record, 3)
-    other = Record(dataclasses.replace(BUDGET, batch=16), RATIOS, seeds=3)
+    other = Record(dataclasses.replace(BUDGET, batch=16), seeds=3)
     assert all(record.row(name, RATIOS[0]).keys() for name in list(METHODS)[:3])
     assert not any(other.row(name, RATIOS[0]) for name in METHODS)
 
@@ -116,9 +116,7 @@ def test_missing_names_what_is_not_there(record: Record) -> None:
     assert str(made[0]) in everything
     assert str(made[0]) not in record.missing()
     fill(record)
-    half = Record(BUDGET, (0.25,), seeds=3)
-    assert half.missing() == ["matrices at 0.0625"]
-    more = Record(BUDGET, RATIOS, seeds=4).missing()
+    more = Record(BUDGET, seeds=4).missing()
     assert len(more) == len(METHODS)
     assert all("seed 3" in line for line in more)
 
@@ -142,14 +140,6 @@ def test_rows_go_from_the_best_up_and_tell_what_diverged(record: Record) -> None
     shown = tables.pretraining({"control": "none", "rows": found}, {"methods": {}})
     assert f"| {first} | 7.43 ± 0.05 (1 diverged) |" in shown
     assert set(pretraining.planned(record, METHODS)) == set(record.runs.found)
-
-
-def test_a_ratio_that_a_size_has_not_is_refused() -> None:
-    assert pretraining.ratios_of(None, BUDGET) == RATIOS
-    with pytest.raises(
-        SystemExit, match=r"--ratios 0\.5: model demo has 0\.0625, 0\.25"
-    ):
-        pretraining.ratios_of([0.5], BUDGET)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -255,11 +255,3 @@ def test_all_that_is_traced_is_timed() -> None:
     assert set(found) == set(trace_time.NAMES)
     assert all(len(x) == 2 for row in found.values() for x in row.values())
     assert "later un-jitted updates" not in found[subjects.THEIRS]
-
-
-@pytest.mark.slow
-def test_init_is_timed_and_its_memory_measured() -> None:
-    found = trace_time.compiled_init(subjects.EIGHT_BIT, trace_time.SMALL, True)
-    assert found.keys() == {"trace_seconds", "compile_seconds", "run_seconds"}
-    memory = trace_time.eager_init(trace_time.QUANTIZED, trace_time.SMALL)
-    assert memory["state_mb"] > memory["largest_leaf_mb"] > 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.lib import pictures
-from benchmarks.why import draw_why_it_works, spectra, why_it_works
+from benchmarks.why import draw, spectra, why_it_works
 from galore_optax.memory import config_path
 from tests.helpers import with_spectrum
 
@@ -162,7 +162,7 @@ def test_pictures_come_from_the_record_alone(
     found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures, "IMAGES", tmp_path / "docs" / "images")
-    draw_why_it_works.draw(found)
+    draw.draw(found)
     names = {"spectrum.png", "overlap.png", "energy.png", "update_rank.png"}
     assert {path.name for path in pictures.IMAGES.iterdir()} == names
 
@@ -220,7 +220,7 @@ def test_rounding_keeps_four_digits() -> None:
 
 def test_only_whole_gaps_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "sys.argv", ["why_it_works.py", "--steps", "120", "--gap", "50"]
+        "sys.argv", ["why_it_works.py", "pictures", "--steps", "120", "--gap", "50"]
     )
     with pytest.raises(SystemExit):
         why_it_works.main()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws four pictures in docs/images from the record of `why_it_works.py`.
 
-python -m benchmarks.why.draw_why_it_works
+python -m benchmarks.why.draw
 """
 
 from typing import Any
