@@ -44,48 +44,41 @@ format: .venv/dev
 
 # Those with MINUTES go on where they stopped; GLUE is a folder with GLUE's tsv files.
 MINUTES ?= 60
+RUN := $(BIN)/python -m benchmarks
+SPEED := optimizer_step floor step_trace trace_time against_torch \
+	training_step refresh_7b blas_threads
 bench: .venv/rivals
-	$(BIN)/python benchmarks/optimizer_step.py
-	$(BIN)/python benchmarks/floor.py
-	$(BIN)/python benchmarks/step_trace.py
-	$(BIN)/python benchmarks/trace_time.py
-	$(BIN)/python benchmarks/init_time.py
-	$(BIN)/python benchmarks/against_torch.py
-	$(BIN)/python benchmarks/training_step.py
-	$(BIN)/python benchmarks/refresh_7b.py
-	$(BIN)/python benchmarks/blas_threads.py
-	$(BIN)/python benchmarks/captured_energy.py
-	$(BIN)/python benchmarks/why_it_works.py
-	$(BIN)/python benchmarks/corpus_size.py
-	$(BIN)/python benchmarks/demo_table.py
-	$(BIN)/python benchmarks/demo_seeds.py
-	$(BIN)/python benchmarks/llama_run.py
-	$(BIN)/python benchmarks/eight_bit.py
-	$(BIN)/python benchmarks/projector_bits.py
-	$(BIN)/python benchmarks/state_bytes.py
-	$(BIN)/python benchmarks/plan_paper.py
-	$(BIN)/python benchmarks/ablations.py --minutes $(MINUTES)
-	$(BIN)/python benchmarks/moments_bf16.py --minutes $(MINUTES)
-	$(BIN)/python benchmarks/pretraining.py --speed --model 1m
-	$(BIN)/python benchmarks/pretraining.py --model 1m --minutes $(MINUTES)
-	$(BIN)/python benchmarks/finetuning.py --speed
-	$(BIN)/python benchmarks/finetuning.py --minutes $(MINUTES) $(if $(GLUE),--glue-dir $(GLUE))
-	$(BIN)/python benchmarks/report.py
+	set -e; for name in $(SPEED); do $(RUN).speed.$$name; done
+	$(RUN).memory.state_bytes
+	$(RUN).memory.plan_paper
+	$(RUN).why.why_it_works pictures
+	$(RUN).why.why_it_works methods
+	$(RUN).training.corpus_size
+	$(RUN).training.demo table seeds 9m
+	$(RUN).training.storage_bits moments
+	$(RUN).training.storage_bits projectors
+	$(RUN).training.storage_bits bf16 --minutes $(MINUTES)
+	$(RUN).training.ablations --minutes $(MINUTES)
+	$(RUN).training.pretraining --speed --model 1m
+	$(RUN).training.pretraining --model 1m --minutes $(MINUTES)
+	$(RUN).training.finetuning --speed
+	$(RUN).training.finetuning --minutes $(MINUTES) $(if $(GLUE),--glue-dir $(GLUE))
+	$(RUN).lib.report
 
 # The small ones, in ten minutes; they print and record nothing.
 QUICK := optimizer_step floor step_trace refresh_7b against_torch training_step
 bench-quick: .venv/rivals
-	set -e; for name in $(QUICK); do $(BIN)/python benchmarks/$$name.py --quick; done
+	set -e; for name in $(QUICK); do $(RUN).speed.$$name --quick; done
 
 # Compiles for a GPU that need not be there, in an environment of its own.
 bench-compiler: .venv-cuda
-	.venv-cuda/bin/python benchmarks/plan_vs_compiler.py
-	.venv-cuda/bin/python benchmarks/step_memory.py
-	.venv-cuda/bin/python benchmarks/compiled_step.py
+	.venv-cuda/bin/python -m benchmarks.memory.plan_vs_compiler
+	.venv-cuda/bin/python -m benchmarks.memory.compiled_step bytes
+	.venv-cuda/bin/python -m benchmarks.memory.compiled_step kernels
 
 # On the card at hand, under eight minutes; with jax for it in .venv, as jax[cuda12].
 bench-gpu: .venv/examples
-	$(BIN)/python benchmarks/gpu.py $(ARGS)
+	$(RUN).speed.gpu $(ARGS)
 
 .venv-cuda: pyproject.toml
 	$(PYTHON) -m venv $@

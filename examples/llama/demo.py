@@ -2,7 +2,7 @@
 """Trains a small LLaMA on real English text with AdamW and with GaLore, and compares.
 
 Same initialisation, tokens and schedule; the learning rate of each was chosen on a
-grid by `benchmarks/demo_seeds.py`. Prints a table and writes `out/demo.png`.
+grid by `benchmarks/training/demo.py`. Prints a table and writes `out/demo.png`.
 """
 
 import argparse

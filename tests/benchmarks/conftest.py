@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks are no package; what they need beside the library is the examples'."""
+"""What the benchmarks need beside the library is the examples'."""
 
-import sys
-from pathlib import Path
+import benchmarks  # noqa: F401  # finds the examples
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = "benchmarks", "examples/llama", "examples/finetune"
-sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 collect_ignore_glob = []
 try:
     import grain  # noqa: F401

@@ -7,18 +7,16 @@ from typing import Any
 
 import pytest
 
-import common
-import finetuning
-from finetuning import LADDER, Choice, Series, Table, search
-
-MINUTES = math.inf
+from benchmarks.lib import records
+from benchmarks.training import finetuning, tables
+from benchmarks.training.finetuning import LADDER, Choice, Table, search
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> common.Runs:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setattr(common, "machine", dict)
-    return common.Runs("finetuning")
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> records.Runs:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "machine", dict)
+    return records.Runs("training/finetuning")
 
 
 def loss(rate: float, best: float) -> float:
@@ -61,17 +59,15 @@ def fake(choice: Choice) -> dict[str, Any]:
 
 
 def filled(runs: Any, make: Any = fake, **options: Any) -> Table:
-    wanted = options.get("wanted", lambda _: "")
-    series = Series(runs, make, wanted, options.get("minutes", MINUTES))
-    table = Table(series, "minilm", None)
+    table = Table(runs, "minilm", make, **options)
     table.run(3)
     return table
 
 
-def test_every_row_runs_over_seeds_at_its_rate(runs: common.Runs) -> None:
+def test_every_row_runs_over_seeds_at_its_rate(runs: records.Runs) -> None:
     table = filled(runs)
     result = table.result()
-    assert not table.series.missing
+    assert not table.missing
     best = {"full": 5e-5, "galore": 5e-4, "lora": 1e-3}
     assert result["learning_rates"] == best
     assert list(result["rows"]) == list(finetuning.ROWS)
@@ -87,44 +83,44 @@ def test_every_row_runs_over_seeds_at_its_rate(runs: common.Runs) -> None:
     assert len(runs.found) == (tried - 3) + 2 * 15 + 10
 
 
-def test_what_is_on_record_is_not_run_again(runs: common.Runs) -> None:
+def test_what_is_on_record_is_not_run_again(runs: records.Runs) -> None:
     first = filled(runs).result()
-    again = filled(common.Runs("finetuning"), make=lambda _: pytest.fail("ran again"))
+    again = filled(
+        records.Runs("training/finetuning"), make=lambda _: pytest.fail("ran again")
+    )
     assert again.result() == first
-    late = filled(common.Runs("finetuning"), minutes=0)
+    late = filled(records.Runs("training/finetuning"), minutes=0)
     assert late.result() == first
 
 
-def test_what_was_not_run_is_listed_with_its_reason(runs: common.Runs) -> None:
+def test_what_was_not_run_is_listed_with_its_reason(runs: records.Runs) -> None:
     table = filled(runs, make=lambda _: pytest.fail("ran"), minutes=0)
     assert "minilm, cola, full, lr 5e-05, 2 epochs, seed 0: no time left" in (
-        table.series.missing
+        table.missing
     )
-    assert "rte, LoRA, rank 8, seed 2: no learning rate yet" in table.series.missing
+    assert "rte, LoRA, rank 8, seed 2: no learning rate yet" in table.missing
     assert table.result()["rows"] == {}
     only = filled(runs, wanted=lambda t: finetuning.refusal(t, ["rte"], Path("glue")))
-    reasons = {text.rsplit(": ", 1)[1] for text in only.series.missing}
+    reasons = {text.rsplit(": ", 1)[1] for text in only.missing}
     assert reasons == {"not among --tasks", "no learning rate yet"}
     only = filled(runs, wanted=lambda t: finetuning.refusal(t, ["cola"], Path("glue")))
-    assert {text.rsplit(": ", 1)[1] for text in only.series.missing} == {
-        "not among --tasks"
-    }
+    assert {text.rsplit(": ", 1)[1] for text in only.missing} == {"not among --tasks"}
     assert {task for row in only.cells.values() for task in row} == {"cola"}
 
 
-def test_a_run_of_another_process_is_left_to_it(runs: common.Runs) -> None:
+def test_a_run_of_another_process_is_left_to_it(runs: records.Runs) -> None:
     def made(choice: Choice) -> dict[str, Any]:
         if choice.key.startswith("minilm, sst2, galore rank 8"):
-            other = filled(common.Runs("finetuning"))
-            assert other.series.missing == [f"{choice.key}: another process makes it"]
+            other = filled(records.Runs("training/finetuning"))
+            assert other.missing == [f"{choice.key}: another process makes it"]
         return fake(choice)
 
     table = filled(runs, make=made)
-    assert not table.series.missing
+    assert not table.missing
     assert len(table.result()["rows"]["GaLore, rank 8"]["sst2"]["dev_metric"]) == 1
 
 
-def test_an_interrupted_series_goes_on(runs: common.Runs) -> None:
+def test_an_interrupted_series_goes_on(runs: records.Runs) -> None:
     made: list[str] = []
 
     def stops(choice: Choice) -> dict[str, Any]:
@@ -135,7 +131,7 @@ def test_an_interrupted_series_goes_on(runs: common.Runs) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         filled(runs, make=stops)
-    later = common.Runs("finetuning")
+    later = records.Runs("training/finetuning")
     assert list(later.found) == made
     assert filled(later).result() == filled(runs).result()
 
@@ -160,19 +156,15 @@ def test_choices_have_names_of_their_own_and_recipes(tmp_path: Path) -> None:
     assert film.steps_an_epoch(60_000) == 500
 
 
-def test_the_table_is_printed_as_in_the_paper(runs: common.Runs) -> None:
-    text = finetuning.show(filled(runs).result())
-    header, first, *rest = text.splitlines()
-    assert "cola (matthews)" in header
-    assert "50.40" not in first.split("[")[0]  # the mean of three seeds is
-    assert "51.40 [50.40, 52.40]" in first
-    assert first.endswith("100")
-    assert len(rest) == 4
+def test_the_table_has_a_row_a_method(runs: records.Runs) -> None:
+    shown = tables.finetuning(filled(runs).result(), {"over_adamw": {}}).splitlines()
+    assert shown[2].startswith("| AdamW | 51.40 ± 1.00 | 51.40 ± 1.00 | 50.40 |")
+    assert len(shown) == 2 + len(finetuning.ROWS)
 
 
 @pytest.mark.slow
 def test_speed_is_measured_side_by_side() -> None:
-    import finetuning_speed
+    from benchmarks.training import finetuning_speed
 
     from encoder import Config
 

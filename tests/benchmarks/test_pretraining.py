@@ -12,24 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import common
-import pretraining
-import pretraining_plan
-import tuning
-from pretraining_plan import METHODS, SIZES, Point, Record
+from benchmarks.lib import records, tuning
+from benchmarks.training import pretraining, pretraining_plan, tables
+from benchmarks.training.pretraining_plan import BUDGETS, METHODS, Point, Record
 
-BUDGET = pretraining_plan.Budget(
-    model="demo",
-    corpus="core",
-    steps=1500,
-    batch=8,
-    tokens=128,
-    eval_batches=64,
-    rank=64,
-    gap=50,
-    dtype="float32",
-    ratios=(1 / 16, 1 / 4),
-)
+BUDGET = BUDGETS["demo"]
 RATIOS = BUDGET.ratios
 # Exponents at which the made-up losses are least: inside, below and above the grids.
 LEAST = dict(zip(METHODS, itertools.cycle((-3, -8, 2)), strict=False))
@@ -53,9 +40,9 @@ def test_runs_that_diverged_are_the_worst() -> None:
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setattr(common, "machine", dict)
-    return Record(BUDGET, RATIOS, seeds=3)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "machine", dict)
+    return Record(BUDGET, seeds=3)
 
 
 def made_up(point: Point) -> dict[str, Any]:
@@ -68,7 +55,7 @@ def made_up(point: Point) -> dict[str, Any]:
         "curve": [[250, 5.0]],
         **{name: 1 for name in ("parameters", "tokens")},
         **{name: 1 for name in ("parameter_bytes", "state_bytes")},
-        "bf16_bytes": {"total": 1},
+        "bf16_bytes": {"weights": 1, "states": 1},
     }
 
 
@@ -105,17 +92,15 @@ def test_all_methods_progress_together(record: Record) -> None:
 
 def test_an_interrupted_series_goes_on(record: Record) -> None:
     first = fill(record, 7)
-    again = Record(BUDGET, RATIOS, seeds=3)
+    again = Record(BUDGET, seeds=3)
     assert all(again.found(p) for p in first)
     assert again.next(METHODS) == record.next(METHODS)
-    assert json.loads(record.runs.path.read_text()).keys() == {
-        record.key(p) for p in first
-    }
+    assert Record(BUDGET, 3).runs.found.keys() == {record.key(p) for p in first}
 
 
 def test_other_budgets_are_other_runs(record: Record) -> None:
     fill(record, 3)
-    other = Record(dataclasses.replace(BUDGET, batch=16), RATIOS, seeds=3)
+    other = Record(dataclasses.replace(BUDGET, batch=16), seeds=3)
     assert all(record.row(name, RATIOS[0]).keys() for name in list(METHODS)[:3])
     assert not any(other.row(name, RATIOS[0]) for name in METHODS)
 
@@ -131,63 +116,37 @@ def test_missing_names_what_is_not_there(record: Record) -> None:
     assert str(made[0]) in everything
     assert str(made[0]) not in record.missing()
     fill(record)
-    half = Record(BUDGET, (0.25,), seeds=3)
-    assert half.missing() == ["matrices at 0.0625"]
-    more = Record(BUDGET, RATIOS, seeds=4).missing()
+    more = Record(BUDGET, seeds=4).missing()
     assert len(more) == len(METHODS)
     assert all("seed 3" in line for line in more)
 
 
-def test_no_order_is_claimed_where_a_run_diverged(
-    record: Record, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fill(record)
-    first = next(iter(METHODS))
-    for number, point in enumerate(record.at_best(first)):
-        record.found(point)["validation_loss"] = 2.0 + 0.01 * number
-    record.found(record.at_best(first)[2])["validation_loss"] = None
-    found = pretraining.table(record)
-    best, *_ = found["neighbours"]
-    assert best["pair"][0] == first
-    assert best["separated"] is None
-    assert "diverged" in best["reason"]
-    pretraining.show(found)
-    assert "(1 diverged)" in capsys.readouterr().out
-
-
-def test_the_table_ranks_only_what_seeds_separate(
-    record: Record, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_go_from_the_best_up_and_tell_what_diverged(record: Record) -> None:
     fill(record, 8 * len(METHODS))
     early = pretraining.table(record)
-    pretraining.show(early)
-    said = capsys.readouterr().out
-    assert "its grid is not finished" in said
-    assert "no order is claimed" in said
+    assert not all(row["tuned"] for row in early.values())
     fill(record)
-    found = pretraining.table(record)
-    assert set(found["rows"]) == set(METHODS)
-    assert not any(pair["separated"] for pair in found["neighbours"])  # equal losses
     first = next(iter(METHODS))
     for number, point in enumerate(record.at_best(first)):
         record.found(point)["validation_loss"] = 2.0 + 0.01 * number
     found = pretraining.table(record)
-    assert next(iter(found["rows"])) == first
-    best, *others = found["neighbours"]
-    assert best["separated"]
-    assert f"{first} is better than" in pretraining.sentence(best)
-    assert not any(pair["separated"] for pair in others)
-    assert "are not told apart" in pretraining.sentence(others[0])
-    pretraining.show(found)
+    assert set(found) == set(METHODS)
+    assert next(iter(found)) == first
+    assert found[first]["losses"] == [2.0, 2.01, 2.02]
+    record.found(record.at_best(first)[2])["validation_loss"] = None
+    found = pretraining.table(record)
+    assert (found[first]["diverged"], len(found[first]["losses"])) == (1, 2)
     json.dumps(found, allow_nan=False)
+    shown = tables.pretraining({"control": "none", "rows": found}, {"methods": {}})
+    assert f"| {first} | 7.43 ± 0.05 (1 diverged) |" in shown
+    assert set(pretraining.planned(record, METHODS)) == set(record.runs.found)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_a_run_that_the_example_takes(name: str) -> None:
     """Settings check themselves."""
-    for model, (steps, batch, tokens, rank, gap, dtype, _) in SIZES.items():
-        size = dict(model=model, steps=steps, batch=batch, tokens=tokens)
-        budget = dataclasses.replace(BUDGET, **size, rank=rank, gap=gap, dtype=dtype)
+    for budget in BUDGETS.values():
+        rank, dtype = budget.rank, budget.dtype
         run = METHODS[name].run(budget, Point(name, 0.25, -3))
         assert (run.clip == 0) == (name == "AdamW, no clipping")
         assert (run.learning_rate, run.params_dtype) == (0.00125, dtype)

@@ -2,9 +2,7 @@
 """The arithmetic of the benchmarks of speed; nothing is timed here."""
 
 import collections
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,32 +11,32 @@ import numpy as np
 import optax
 import pytest
 
-import against_torch
-import common
 import galore_optax
-import optimizer_step
-import rates
-import recording
-import refresh_7b
-import rivals
-import step_memory
-import step_trace
-import subjects
-from subjects import Shapes
-from turns import Rival
+from benchmarks.lib import shapes as lib
+from benchmarks.lib import subjects
+from benchmarks.lib.shapes import Shapes, named
+from benchmarks.lib.turns import Rival
+from benchmarks.speed import (
+    against_torch,
+    floor,
+    optimizer_step,
+    rates,
+    refresh_7b,
+    rivals,
+    step_trace,
+    tables,
+    trace_time,
+)
 
 SMALL = Shapes(width=32, hidden=80, layers=3, vocab=100)
 BLOCKS = Shapes(width=32, hidden=80, layers=2, vocab=0)
+TINY = Shapes(16, 24, 1, vocab=0)
 RANK = 8
 both = pytest.mark.parametrize("shapes", [SMALL, BLOCKS], ids=["whole", "blocks"])
 
 
 def abstract(shapes: Shapes) -> Any:
-    return jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
-        shapes.tree(),
-        is_leaf=lambda x: type(x) is tuple,
-    )
+    return lib.abstract(shapes.tree(), jnp.float32)
 
 
 def size(tree: Any) -> int:
@@ -86,7 +84,8 @@ def test_the_floor_adds_products_and_copies() -> None:
     assert found.floor(work) == pytest.approx(7 * 4 * 30 / 10 + 4 * 16 / 2 + 20)
 
 
-def test_rates_are_those_of_the_shapes_at_hand() -> None:
+def test_rates_are_those_of_the_shapes_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "DISPATCHED", 2e6)
     work = rates.galore_work(SMALL, RANK)
     found = rates.measure(work, copied=2**16)
     assert set(found.products) == {(32, 32, RANK), (32, 80, RANK)}
@@ -97,34 +96,44 @@ def test_rates_are_those_of_the_shapes_at_hand() -> None:
 def test_state_bytes_follow_the_formula(shapes: Shapes) -> None:
     params = abstract(shapes)
     state = jax.eval_shape(galore_optax.galore(optax.adam(1.0), rank=RANK).init, params)
-    held = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves(state))
-    assert optimizer_step.formula_bytes(shapes, RANK) == held
+    moments = state.inner_state[0].mu, state.inner_state[0].nu
+    assert optimizer_step.formula_bytes(shapes, RANK) == 4 * size(
+        (state.projector, moments)
+    )
 
 
 def test_a_step_in_place_is_the_step() -> None:
-    params, grads = subjects.weights(BLOCKS), subjects.gradients(BLOCKS)
-    tx = optax.adamw(1e-2)
+    params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), abstract(TINY))
+    grads = jax.tree.map(lambda x: jnp.full(x.shape, 0.5), params)
+    tx = optax.sgd(1e-2, momentum=0.9)
     updates, _ = tx.update(grads, tx.init(params), params)
-    subject = subjects.InPlace(tx, params)
-    found, expected = subject.step(grads), optax.apply_updates(params, updates)
-    # An update is at most 0.01; the rounding of f32 is 1e-7 of a weight of about 0.1.
+    found = subjects.InPlace(tx, params).step(grads)
+    expected = optax.apply_updates(params, updates)
+    # The rounding of f32 is 1e-7 of a weight of about 0.1.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
     )
-    assert subject.state[0].count == 1
 
 
-def test_a_skipped_refresh_leaves_the_first_projectors() -> None:
-    params, grads = subjects.weights(BLOCKS), subjects.gradients(BLOCKS)
-    tx = subjects.optimizers(RANK, 10)["galore_optax"]
-    subject = subjects.InPlace(tx, params)
-    subject.skip_first_refresh()
-    subject.step(grads)
-    first = tx.init(params).projector
-    found = jax.tree.map(
-        lambda a, b: bool((a == b).all()), first, subject.state.projector
-    )
-    assert all(jax.tree.leaves(found))
+def test_a_step_is_measured_at_the_smallest_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(optimizer_step, "NAMES", (subjects.ADAMW, subjects.OURS))
+    steps = optimizer_step.measure(TINY, 4, rounds=2)
+    assert steps[subjects.OURS].keys() == steps[subjects.ADAMW].keys()
+    assert tables.steps({"tiny": steps}).count("\n") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_floor_and_trace_are_measured_at_the_smallest_size() -> None:
+    point = floor.Point("model tiny", 16, TINY, 4)
+    row = floor.measure(point, copied=2**16, steps=2)
+    assert set(row["seconds"]) == set(floor.NAMES)
+    assert row["ratio"][subjects.OURS] > 0
+    assert "model tiny" in tables.floor({"points": [row]})
+    traces = step_trace.run(TINY, 4, gap=2)
+    assert {len(seconds) for seconds in traces.values()} == {6}
 
 
 def test_a_models_refresh_is_the_sum_over_its_matrices() -> None:
@@ -137,15 +146,15 @@ def test_a_models_refresh_is_the_sum_over_its_matrices() -> None:
 
 
 def test_methods_are_compared_with_exact_svd() -> None:
-    def get(problem: refresh_7b.Problem) -> dict[str, Any]:
-        exact = problem.method == refresh_7b.EXACT
+    def get(method: str, shape: tuple[int, int]) -> dict[str, Any]:
+        exact = method == refresh_7b.EXACT
         return {
             "refresh_seconds": 10.0 if exact else 0.5,
             "first_refresh_seconds": 10.0 if exact else 1.0,
             "captured_energy": 0.8 if exact else 0.6,
         }
 
-    methods = refresh_7b.whole_model("small", SMALL, RANK, get)["methods"]
+    methods = refresh_7b.whole_model(SMALL, get)
     ours = methods[refresh_7b.DEFAULT]
     assert ours["refresh_seconds"] == 21 * 0.5
     assert ours["first_refresh_seconds"] == 21.0
@@ -185,7 +194,7 @@ def test_torch_is_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rivals_project_the_same_matrices() -> None:
-    leaves = dict(rivals.leaves(SMALL.tree()))
+    leaves = named(SMALL.tree())
     projected = [shape for path, shape in leaves.items() if rivals.is_projected(path)]
     counted = collections.Counter(tuple(sorted(shape)) for shape in projected)
     assert counted == SMALL.matrices()
@@ -195,44 +204,54 @@ def test_rivals_project_the_same_matrices() -> None:
 def test_a_rival_answers_from_another_process() -> None:
     rival = Rival(collections.Counter, "abb")
     assert rival("most_common", 1) == [("b", 2)]
-    with pytest.raises(RuntimeError, match="AttributeError"):
+    with pytest.raises(AttributeError, match="no_such_method"):
         rival("no_such_method")
     rival.close()
 
 
 def test_a_rival_that_cannot_start_says_why() -> None:
-    with pytest.raises(RuntimeError, match="invalid literal"):
+    with pytest.raises(ValueError, match="invalid literal"):
         Rival(int, "x")
 
 
-def test_every_rank_and_optimizer_is_compiled() -> None:
-    found = list(map(str, step_memory.programs(["7b"])))
-    assert found == [
-        "7b, optax.adamw",
-        *(f"7b, galore_adamw, rank {rank}" for rank in (256, 512, 1024, 2048)),
-        "7b, galore_adamw8bit, rank 1024",
-        "7b, optax.contrib.galore, rank 1024",
-    ]
+def test_the_traced_model_has_290_leaves() -> None:
+    assert len(named(trace_time.tree(trace_time.SHAPES))) == 290
 
 
-def test_outputs_that_are_not_donated_are_held_too() -> None:
-    row = {"arguments": 10, "temporaries": 5, "not_donated": 1}
-    assert step_memory.total(row) == 16
+def test_each_trace_begins_anew() -> None:
+    traces = []
+
+    def update(updates: jax.Array, state: tuple[()], params: jax.Array) -> object:
+        traces.append(updates)
+        return updates, state
+
+    params = jnp.ones(3)
+    for number in range(1, 3):
+        made = optax.GradientTransformation(lambda params: (), update)
+        row = trace_time.traced(lambda made=made: made, params)
+        assert len(traces) == number
+        assert row.keys() == {"trace", "lower"}
 
 
-def test_what_is_missing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(common, "ROOT", tmp_path)
-    recording.write(False, "some", {"a": 1}, ["GPU: none"])
-    found = json.loads((tmp_path / "results" / "some.json").read_text())
-    assert (found["complete"], found["missing"]) == (False, ["GPU: none"])
+def test_ratios_are_those_within_a_round() -> None:
+    found = {
+        "optax.adamw": {"trace": [1.0, 2.0, 4.0]},
+        "optax.contrib.galore": {"trace": [2.0, 2.0, 2.0]},
+        "galore_adamw": {"trace": [3.0, 4.0, 40.0]},
+    }
+    made = trace_time.summary(found)
+    cell = made["galore_adamw"]["trace"]
+    assert cell["seconds"] == 4.0
+    assert cell["over"] == {"optax.adamw": 3.0, "optax.contrib.galore": 2.0}
+    shown = tables.trace_time({"optimizers": made}).splitlines()
+    assert shown[-1] == "| `galore_adamw` | trace | 4.000 | 3.00 | 2.00 |"
 
 
-def test_a_quick_run_leaves_no_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    recording.write(True, "some", {})
-    assert not list(tmp_path.iterdir())
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_all_that_is_traced_is_timed() -> None:
+    params = lib.weights(trace_time.tree(Shapes(16, 24, 1, vocab=32)))
+    found = trace_time.measure(params, 2, 1)
+    assert set(found) == set(trace_time.NAMES)
+    assert all(len(x) == 2 for row in found.values() for x in row.values())
+    assert "later un-jitted updates" not in found[subjects.THEIRS]

@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import common
-import draw_why_it_works
-import pictures
-import spectra
-import why_it_works
+from benchmarks.lib import pictures
+from benchmarks.why import draw, spectra, why_it_works
 from galore_optax.memory import config_path
 from tests.helpers import with_spectrum
 
@@ -119,7 +116,7 @@ def path_of_weights(stops: int, rank: int) -> list[dict[str, np.ndarray]]:
     return [dict.fromkeys(PATHS, x) for x in weights]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """A record as `measure` makes it, through JSON."""
     weights = path_of_weights(3, 10)
@@ -164,19 +161,10 @@ def test_what_is_on_record(found: dict[str, Any]) -> None:
 def test_pictures_come_from_the_record_alone(
     found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common, "ROOT", tmp_path)
     monkeypatch.setattr(pictures, "IMAGES", tmp_path / "docs" / "images")
-    draw_why_it_works.draw(found)
+    draw.draw(found)
     names = {"spectrum.png", "overlap.png", "energy.png", "update_rank.png"}
     assert {path.name for path in pictures.IMAGES.iterdir()} == names
-
-
-def test_a_record_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"benchmarks/why_it_works\.py"):
-        pictures.read("why_it_works")
 
 
 @pytest.mark.slow
@@ -232,7 +220,7 @@ def test_rounding_keeps_four_digits() -> None:
 
 def test_only_whole_gaps_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "sys.argv", ["why_it_works.py", "--steps", "120", "--gap", "50"]
+        "sys.argv", ["why_it_works.py", "pictures", "--steps", "120", "--gap", "50"]
     )
     with pytest.raises(SystemExit):
         why_it_works.main()
