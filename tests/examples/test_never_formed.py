@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import galore_optax
+from tests.backward.helpers import assert_close, both, state_of
+
 from model import Config, Numerics
 from steps import Program
-from tests.backward.helpers import assert_close, both, state_of
 
 CONFIG = Config(vocab=50, width=32, hidden=48, layers=2, heads=2, max_tokens=16)
 BATCH = np.random.default_rng(0).integers(1, 50, (2, 9))
