@@ -58,7 +58,7 @@ def value_and_projected_grad(
       `has_aux`. `low` is as `project_gradients` returns it: the coordinates of each
       projected leaf in the dtype of the products, at least f32, and the gradients of
       the others. `state` has the bases that were used. Give both to
-      `tx.update(low, state, params, projected=True)`.
+      `update_projected`.
 
     Raises:
       TypeError: `argnums` is no integer, or, when called, a leaf of params is not one
@@ -76,7 +76,7 @@ def value_and_projected_grad(
       ... def step(params, state, x):
       ...     value_and_grad = galore_optax.value_and_projected_grad(loss, tx)
       ...     value, low, state = value_and_grad(params, state, x)
-      ...     updates, state = tx.update(low, state, params, projected=True)
+      ...     updates, state = galore_optax.update_projected(tx, low, state, params)
       ...     return optax.apply_updates(params, updates), state, low
       >>> params, state, low = step(params, tx.init(params), jnp.ones((8, 16)))
       >>> low["w"].shape

@@ -116,7 +116,7 @@ def test_update_takes_the_coordinates() -> None:
     tx = galore_optax.galore_adamw(1e-2, rank=RANK, weight_decay=0.1)
     state = state_of(tx, PARAMS)
     _, low, new = value_and_projected_grad(loss, tx, refresh=False)(PARAMS, state, X)
-    found = tx.update(low, new, PARAMS, projected=True)[0]
+    found = galore_optax.update_projected(tx, low, new, PARAMS)[0]
     gradients = jax.grad(loss)(PARAMS, X)
     expected = tx.update(gradients, state, PARAMS, refresh=False)[0]
     assert_close(found, expected, 1e-3)  # Adam divides by entries that may be small
