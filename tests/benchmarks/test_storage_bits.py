@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from galore_optax._stored import Affine
+from galore_optax._storage.projectors import Affine
 
 from benchmarks.training import storage_bits, tables
 from benchmarks.training.storage_bits import ADAMW, GALORE, SETTINGS
