@@ -55,9 +55,9 @@ def value_and_projected_grad(
     Returns:
       `f(params, state, *args, **kwargs) -> (value, low, state)`, where `args` and
       `kwargs` are what `loss` takes besides params, and `value` is `(value, aux)` with
-      `has_aux`. `low` is as `project_gradients` returns it: the coordinates of each
-      projected leaf in the dtype of the products, at least f32, and the gradients of
-      the others. `state` has the bases that were used. Give both to
+      `has_aux`. `low` is what `project_gradients` returns, the coordinates of each
+      projected leaf and the gradients of the others, all in the dtypes of params, as
+      gradients are. `state` has the bases that were used. Give both to
       `update_projected`.
 
     Raises:

@@ -29,7 +29,7 @@ class Weights:
     values: list[Any]
     paths: tuple[str, ...]
     structure: Any  # of params
-    low: Any  # shapes and dtypes of what `project_gradients` returns
+    low: Any  # shapes of what `project_gradients` returns
     addends: list[Addend | None]  # with no array for `Z` yet
 
     def with_bases(self, tx: optax.GradientTransformation, state: Any) -> "Weights":
@@ -52,7 +52,7 @@ class Weights:
         """What is differentiated: zeros in coordinates, or the leaf itself."""
         low = jax.tree.leaves(self.low)
         return [
-            value if addend is None else _zeros(x)
+            value if addend is None else _zeros(x, value.dtype)
             for value, addend, x in zip(self.values, self.addends, low, strict=True)
         ]
 
@@ -95,8 +95,8 @@ def _check_differentiable(path: str, value: Any) -> None:
         )
 
 
-def _zeros(x: Any) -> jax.Array:
-    return place(jnp.zeros(x.shape, x.dtype), explicit_sharding(x))
+def _zeros(x: Any, dtype: jnp.dtype) -> jax.Array:
+    return place(jnp.zeros(x.shape, dtype), explicit_sharding(x))
 
 
 def _addends(
