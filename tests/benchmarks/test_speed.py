@@ -126,7 +126,10 @@ def test_a_step_is_measured_at_the_smallest_size(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_floor_and_trace_are_measured_at_the_smallest_size() -> None:
+def test_floor_and_trace_are_measured_at_the_smallest_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rates, "DISPATCHED", 2e6)
     point = floor.Point("model tiny", 16, TINY, 4)
     row = floor.measure(point, copied=2**16, steps=2)
     assert set(row["seconds"]) == set(floor.NAMES)
@@ -249,7 +252,8 @@ def test_ratios_are_those_within_a_round() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_all_that_is_traced_is_timed() -> None:
+def test_all_that_is_traced_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_time, "RANK", 4)
     params = lib.weights(trace_time.tree(Shapes(16, 24, 1, vocab=32)))
     found = trace_time.measure(params, 2, 1)
     assert set(found) == set(trace_time.NAMES)
