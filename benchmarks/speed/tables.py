@@ -162,6 +162,16 @@ def trace_time(found: Found) -> str:
     return table(("", "", "seconds", "/ `optax.adamw`", "/ contrib's"), rows)
 
 
+@of("speed/trace_time")
+def init_time(found: Found) -> str:
+    """Seconds of `jit(init)` by stage."""
+    rows = [
+        (f"`{name}`", *(f"{x:.2f}" for x in (*cell.values(), sum(cell.values()))))
+        for name, cell in found["init"].items()
+    ]
+    return table(("`jit(init)`, 7B, seconds", "trace", "lower", "compile", "all"), rows)
+
+
 def _over(ratios: dict[str, float]) -> list[str]:
     return [f"{ratios[x]:.2f}" if x in ratios else "" for x in (ADAMW, THEIRS)]
 

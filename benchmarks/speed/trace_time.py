@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds to trace and to lower an update, and of un-jitted updates.
+"""Seconds to trace `init`, to trace and to lower an update, and of un-jitted updates.
 
 A LLaMA of 41 layers, one leaf a matrix and one norm for all, has 290 leaves, small
 ones, since shapes hardly matter. All take turns within one process. Each trace begins
 without what JAX remembers, with a transformation made anew, as in a new process; so
 does the first of the un-jitted updates, of which later ones follow. Those of
-`optax.contrib.galore` are left out: it compiles its refreshes anew at every call.
+`optax.contrib.galore` are left out: it compiles its refreshes anew at every call. What
+an inner does with params is read when `init` is traced, and not again by updates.
+Beside that, `jit(init)` at 7B, a leaf for all layers: traced, lowered and compiled.
 
     python -m benchmarks.speed.trace_time [--quick]
 """
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.lib import records
-from benchmarks.lib.shapes import Shapes, weights
+from benchmarks.lib.shapes import Shapes, abstract, weights
 from benchmarks.lib.subjects import ADAMW, EIGHT_BIT, GALORE, THEIRS, optimizer, timed
 from benchmarks.speed import tables
 
@@ -43,13 +45,23 @@ def tree(shapes: Shapes) -> Any:
 
 
 def traced(make: Make, params: Any) -> dict[str, float]:
-    """Seconds to trace an update, and then to lower it, from nothing."""
+    """Seconds to trace `init`, an update, and to lower that, each from nothing."""
     tx = make()
-    state = jax.eval_shape(tx.init, params)
+    jax.clear_caches()
+    init, state = timed(lambda: jax.eval_shape(tx.init, params))
     jax.clear_caches()
     update = jax.jit(lambda *given: tx.update(*given))
     trace, found = timed(lambda: update.trace(params, state, params))
-    return {"trace": trace, "lower": timed(found.lower)[0]}
+    return {"init": init, "trace": trace, "lower": timed(found.lower)[0]}
+
+
+def compiled_init(name: str, shapes: Shapes, rank: int) -> dict[str, float]:
+    """Seconds of the stages of `jit(init)`, which is not run."""
+    tx, params = optimizer(name, rank, 200), abstract(shapes.stacked(), jnp.bfloat16)
+    jax.clear_caches()
+    trace, traced = timed(lambda: jax.jit(tx.init).trace(params))
+    lower, lowered = timed(traced.lower)
+    return {"trace": trace, "lower": lower, "compile": timed(lowered.compile)[0]}
 
 
 def eager(make: Make, params: Any, calls: int) -> dict[str, float]:
@@ -106,8 +118,16 @@ def main() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
     params = weights(tree(Shapes(128, 344, 1, vocab=512) if quick else SHAPES))
     found = summary(measure(params, ROUNDS, CALLS))
-    result = {"leaves": len(jax.tree.leaves(params)), "rank": RANK, "optimizers": found}
-    print(tables.trace_time(result))
+    large, rank = (SHAPES, RANK) if quick else (Shapes.load("7b"), 1024)
+    result = {
+        "leaves": len(jax.tree.leaves(params)),
+        "rank": RANK,
+        "optimizers": found,
+        "init": {
+            name: compiled_init(name, large, rank) for name in (GALORE, EIGHT_BIT)
+        },
+    }
+    print(tables.trace_time(result), tables.init_time(result), sep="\n\n")
     records.write("speed/trace_time", result, quick=quick)
 
 

@@ -3,7 +3,7 @@
 
 Compilers fuse `P U + W` into one product if `W` stands in it as it lies in memory. A
 decay `b W` that is computed beside the product breaks it off: an array of the leaf's
-size is written and read again (benchmarks/compiled_step.py counts them).
+size is written and read again (`memory/compiled_step` counts them).
 """
 
 from collections.abc import Mapping

@@ -118,7 +118,7 @@ class Affine:
     bits: int
     # At most so many entries a block. Scales and zeros then take 3 bytes for 64; blocks
     # of 256 would save 6 per cent of four-bit projectors, for an error larger by 22 on
-    # real bases (benchmarks/projector_bits.py). A scale in f32 instead of bf16 would
+    # real bases (`training/storage_bits`). A scale in f32 instead of bf16 would
     # take 0.3 per cent off the error, and add 6 to the bytes.
     block: int = 64
 

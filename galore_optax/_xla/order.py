@@ -39,7 +39,7 @@ def in_turn(low: jax.Array, lifted: Sequence[jax.Array]) -> jax.Array:
 
     It runs whatever is ready in order of readiness: every matrix would be lifted before
     the first is applied, into temporaries as large as the model, fresh pages each step
-    (`floor`, JAX 0.10). Other backends schedule for memory.
+    (`speed/floor`, JAX 0.10). Other backends schedule for memory.
     """
     waiting = 0
     for full in reversed(lifted):
@@ -76,7 +76,7 @@ def rank_first(basis: jax.Array, axis: int) -> jax.Array:
 
     XLA's CPU backend computes `PᵀG` at half the speed of a product whose left operand
     is not transposed, and would undo a transposition that it can see
-    (`floor`, JAX 0.10).
+    (`speed/floor`, JAX 0.10).
     """
 
     def transposed(basis: jax.Array) -> jax.Array:

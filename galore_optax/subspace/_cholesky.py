@@ -28,7 +28,7 @@ _ANEW = 4  # after so many passes, rows whose length is far from 1 are given up
 # Where one Newton-Schulz step, error e -> 3/4 e², reaches rounding.
 _NEARLY = 1e-3
 # The threads of the BLAS behind LAPACK keep spinning after a call, and products beside
-# them take twice as long (benchmarks/blas_threads.py). OpenBLAS starts none for a
+# them take twice as long (`speed/blas_threads`). OpenBLAS starts none for a
 # factorisation of fewer than 40,000 entries; here it is of twice this many rows.
 _PANEL = 96
 

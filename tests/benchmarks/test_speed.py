@@ -233,7 +233,7 @@ def test_each_trace_begins_anew() -> None:
         made = optax.GradientTransformation(lambda params: (), update)
         row = trace_time.traced(lambda made=made: made, params)
         assert len(traces) == number
-        assert row.keys() == {"trace", "lower"}
+        assert row.keys() == {"init", "trace", "lower"}
 
 
 def test_ratios_are_those_within_a_round() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from galore_optax._storage.projectors import Affine
 
 from benchmarks.training import storage_bits, tables
 from benchmarks.training.storage_bits import ADAMW, GALORE, SETTINGS
+from galore_optax._storage.projectors import Affine
 
 from settings import Settings
 
