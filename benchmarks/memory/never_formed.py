@@ -117,8 +117,12 @@ def gradient_products(program: hlo.Program, sizes: Sizes) -> list[hlo.Instructio
         for line in program
         if line.is_product
         and "transpose(" in line.text
-        and any(sides.issuperset(array.shape[-2:]) for array in line.arrays)
+        and any(_is_between(sides, array.shape) for array in line.arrays)
     ]
+
+
+def _is_between(sides: set[int], shape: tuple[int, ...]) -> bool:
+    return len(shape) > 1 and sides.issuperset(shape[-2:])
 
 
 def measure_bytes(quick: bool) -> None:
