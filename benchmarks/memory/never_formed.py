@@ -8,34 +8,37 @@
 `bytes`: what one training step of LLaMA-7B holds by buffer assignment for an RTX 4090,
 weights in bf16, rank 1024, rematerialised, in one program, beside the same step with
 gradients, layer by layer, and with `optax.adamw`; and the products in it that make an
-array of the shape of a gradient. Needs the extra aot-cuda, and goes on where it stopped.
-`wire`: what eight devices that share a batch all-reduce in a steady step: counted in the
-compiled program for a small model, from shapes for larger ones.
-`flops`: of all products of a steady step, from its jaxpr, 60M to 7B.
+array like a gradient. Needs the extra aot-cuda, and goes on where it stopped.
+`wire`: what eight devices that share a batch all-reduce in a steady step: counted in
+the compiled program for a small model, from shapes for larger ones.
+`flops`: of all products of a steady step, from its jaxpr, 60M to 7B, at the paper's
+ranks and batch of 512 sequences of 256 tokens.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from benchmarks.lib import records
+from benchmarks.lib import flops, records
 from benchmarks.lib.training_steps import (
     FORMED,
     NEVER,
+    Step,
     abstract,
     loss_of,
     training_step,
 )
-from benchmarks.memory import hlo, tables
+from benchmarks.memory import hlo, tables, wire
 from benchmarks.memory.compiled_step import OPTIONS
 from galore_optax import memory
 from galore_optax.memory import Method, Setting, Sizes
 
 TARGET = "rtx4090"
 ADAMW = Method("adamw")
+RANKS = {"60m": 128, "130m": 256, "350m": 256, "1b": 512, "7b": 1024}  # the paper's
+PAPER = Setting(tokens=256, batch=512)
 
 
 def rank(value: int, bits: str = "8bit") -> Method:
@@ -54,6 +57,17 @@ class Held:
     def __str__(self) -> str:
         steady = "" if self.refresh else ", without a refresh"
         return f"{self.method}, {self.gradients}, {self.setting}{steady}"
+
+    def describe(self) -> dict[str, Any]:
+        how = "layerwise" if self.setting.layerwise else self.gradients
+        shape = {
+            name: getattr(self.setting, name) for name in ("tokens", "accumulation")
+        }
+        return {
+            "method": self.method.name,
+            "gradients": how,
+            "refresh": self.refresh,
+        } | shape
 
     def measure(self, sizes: Sizes) -> dict[str, Any]:
         start = time.perf_counter()
@@ -129,20 +143,75 @@ def measure_bytes(quick: bool) -> None:
     memory.target(TARGET).prepare()
     sizes = Sizes.load("9m" if quick else "7b")
     runs = records.Runs(f"memory/never_formed_{TARGET}")
-    rows = {}
+    rows = []
     for case in held(32)[:1] if quick else held():
-        make: Callable[[], Any] = lambda case=case: case.measure(sizes)  # noqa: E731
-        rows[str(case)] = make() if quick else runs.get(str(case), make)
-    print(rows)
-    records.write("memory/never_formed", {"rows": rows}, runs=runs, quick=quick)
+        made = case.measure(sizes) if quick else _on_record(runs, case, sizes)
+        rows.append({"case": case.describe(), **made})
+    found = {"rows": rows}
+    print(tables.never_formed_bytes(found))
+    name = "memory/never_formed_bytes"
+    records.write(name, found, runs=None if quick else runs, quick=quick)
+
+
+def _on_record(runs: records.Runs, case: Held, sizes: Sizes) -> dict[str, Any]:
+    return runs.get(str(case), lambda: case.measure(sizes))
+
+
+def measure_wire(quick: bool) -> None:
+    jax.config.update("jax_num_cpu_devices", wire.DEVICES)
+    names = ("9m",) if quick else ("9m", "350m", "1b", "7b")
+    found = {"rows": [_reduced(name, dtype) for dtype in WIDTHS for name in names]}
+    print(tables.never_formed_wire(found))
+    records.write("memory/never_formed_wire", found, quick=quick)
+
+
+WIDTHS = "float32", "bfloat16"
+
+
+def _reduced(name: str, dtype: str) -> dict[str, Any]:
+    """Bytes by shape; those of the smallest model in f32 from its program as well."""
+    sizes, setting = Sizes.load(name), Setting(32, wire.DEVICES, dtype=dtype)
+    value = RANKS.get(name, sizes.width // 4)
+    given = sizes, rank(value, "").make(), setting
+    row: dict[str, Any] = {"model": name, "rank": value, "dtype": dtype}
+    row |= {kind: wire.from_shapes(*given, kind) for kind in (FORMED, NEVER)}
+    # On CPU sums of 16 bits are made in 32.
+    if name == "9m" and dtype == "float32":
+        made = {kind: wire.in_program(*given, kind) for kind in (FORMED, NEVER)}
+        row["in_program"] = made
+    return row
+
+
+def measure_flops(quick: bool) -> None:
+    names = ("60m",) if quick else tuple(RANKS)
+    found = {"rows": [_counted(name, r) for name in names for r in (True, False)]}
+    print(tables.never_formed_flops(found))
+    records.write("memory/never_formed_flops", found, quick=quick)
+
+
+def _counted(name: str, remat: bool) -> dict[str, Any]:
+    sizes, setting = Sizes.load(name), dataclasses.replace(PAPER, remat=remat)
+    galore = rank(RANKS[name], "")
+    subjects = {"adamw": (ADAMW, FORMED), FORMED: (galore, FORMED)}
+    subjects[NEVER] = galore, NEVER
+
+    def count(method: Method, gradients: str) -> int:
+        tx = method.make()
+        step: Step = training_step(loss_of(sizes, remat), tx, gradients, False)
+        return flops.of_products(step, *abstract(sizes, tx, setting))
+
+    made = {kind: count(*subject) for kind, subject in subjects.items()}
+    return {"model": name, "rank": RANKS[name], "remat": remat, **made}
+
+
+PARTS = {"bytes": measure_bytes, "wire": measure_wire, "flops": measure_flops}
 
 
 def main() -> None:
     parser = records.parser(__doc__, quick=True)
-    parser.add_argument("part", choices=("bytes", "wire", "flops"))
+    parser.add_argument("part", choices=PARTS)
     arguments = parser.parse_args()
-    parts = {"bytes": measure_bytes}
-    parts[arguments.part](arguments.quick)
+    PARTS[arguments.part](arguments.quick)
 
 
 if __name__ == "__main__":

@@ -305,8 +305,8 @@ class Settings:
         return by(self.clip)
 
 
-# What may differ between a run and its resumption; kernels, and how coordinates are made,
-# differ in last bits alone.
+# What may differ between a run and its resumption: kernels and coordinates differ in
+# last bits alone, however they are made.
 FREE = {
     *("out", "keep", "checkpoint_every", "log_every", "tensorboard", "peak_flops"),
     *("eval_every", "eval_batches", "init_from", "c4_files"),
