@@ -51,6 +51,9 @@ bench: .venv/rivals
 	set -e; for name in $(SPEED); do $(RUN).speed.$$name; done
 	$(RUN).memory.state_bytes
 	$(RUN).memory.plan_paper
+	$(RUN).memory.never_formed wire
+	$(RUN).memory.never_formed flops
+	$(RUN).speed.never_formed --minutes $(MINUTES)
 	$(RUN).why.why_it_works pictures
 	$(RUN).why.why_it_works methods
 	$(RUN).training.corpus_size
@@ -75,6 +78,7 @@ bench-compiler: .venv-cuda
 	.venv-cuda/bin/python -m benchmarks.memory.plan_vs_compiler
 	.venv-cuda/bin/python -m benchmarks.memory.compiled_step bytes
 	.venv-cuda/bin/python -m benchmarks.memory.compiled_step kernels
+	.venv-cuda/bin/python -m benchmarks.memory.never_formed bytes
 
 # On the card at hand, under eight minutes; with jax for it in .venv, as jax[cuda12].
 bench-gpu: .venv/examples

@@ -165,3 +165,68 @@ def _loops(loops: list[Found]) -> str:
     """How many outer loops have how many turns."""
     turns = collections.Counter(x["trips"] or "?" for x in loops if not x["depth"])
     return ", ".join(f"{count} of {trips}" for trips, count in turns.items())
+
+
+GRADIENTS = {
+    "never": "never formed",
+    "formed": "all formed",
+    "layerwise": "a layer's at a time",
+}
+
+
+@of("memory/never_formed_bytes")
+def never_formed_bytes(found: Found) -> str:
+    rows = []
+    for row in found["rows"]:
+        case, products = row["case"], row.get("gradient_products")
+        rows.append(
+            (
+                f"`{case['method']}`",
+                GRADIENTS[case["gradients"]],
+                f"{case['tokens']:,}",
+                str(case["accumulation"]),
+                "yes" if case["refresh"] else "no",
+                gb(row["total"]),
+                gb(row["temporaries"]),
+                "" if products is None else str(products),
+            )
+        )
+    head = "optimizer", "gradients", "tokens", "micro-batches", "refresh in it"
+    sizes = "total", "of it temporaries", "products that make a gradient"
+    return table((*head, *sizes), rows)
+
+
+@of("memory/never_formed_wire")
+def never_formed_wire(found: Found) -> str:
+    rows = [
+        (
+            f"{model(row['model'])}, {row['dtype']}",
+            str(row["rank"]),
+            *(f"{row[kind] / 1e6:,.1f}" for kind in ("formed", "never")),
+            f"{row['formed'] / row['never']:.2f}",
+            *(_in_program(row, kind) for kind in ("formed", "never")),
+        )
+        for row in found["rows"]
+    ]
+    head = "weights", "rank", "formed, MB", "never, MB", "times fewer"
+    return table((*head, "formed, in the program", "never, in the program"), rows)
+
+
+def _in_program(row: Found, kind: str) -> str:
+    return f"{row['in_program'][kind] / 1e6:,.1f}" if "in_program" in row else ""
+
+
+@of("memory/never_formed_flops")
+def never_formed_flops(found: Found) -> str:
+    rows = [
+        (
+            model(row["model"]),
+            str(row["rank"]),
+            "yes" if row["remat"] else "no",
+            f"{row['adamw']:.3e}",
+            *(f"{row[kind] / row['adamw']:.3f}" for kind in ("formed", "never")),
+        )
+        for row in found["rows"]
+    ]
+    head = "", "rank", "remat", "`optax.adamw`", "GaLore, formed / adamw"
+    return table((*head, "GaLore, never / adamw"), rows)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of what was timed."""
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -307,3 +308,73 @@ def gpu_epoch(found: Found) -> str:
     ]
     head = "", "moments", "learning rate", "of matrices", "validation loss"
     return table((*head, "state bytes"), rows)
+
+
+@of("speed/never_formed")
+def never_formed_speed(found: Found) -> str:
+    rows = []
+    for case in found["rows"]:
+        made = case["rows"]
+        speeds = {name: row["tokens_per_second"] for name, row in made.items()}
+        rows.append(
+            (
+                *_never_formed_case(case),
+                *(f"{speeds[name]:,.0f}" for name in (ADAMW, "formed", "never")),
+                *(f"{speeds[k] / speeds[ADAMW]:.3f}" for k in ("formed", "never")),
+                *(f"{made[k]['refresh_seconds']:.2f}" for k in ("formed", "never")),
+                f"{_compile_ratio(made):.2f}",
+            )
+        )
+    head = (
+        "",
+        "entries",
+        "tokens",
+        "remat",
+        "`optax.adamw`, tokens/s",
+        "formed",
+        "never",
+    )
+    over = "formed / adamw", "never / adamw", "refresh, formed, s", "never, s"
+    return table((*head, *over, "compile, never / formed"), rows)
+
+
+def _never_formed_case(case: Found) -> tuple[str, ...]:
+    depth = f", {case['layers']} layer" if case["layers"] else ""
+    numbers = (f"{case[key]:,}" for key in ("vocab", "tokens"))
+    return f"{model(case['model'])}{depth}", *numbers, "yes" if case["remat"] else "no"
+
+
+def _compile_ratio(made: Found) -> float:
+    return made["never"]["compile_seconds"] / made["formed"]["compile_seconds"]
+
+
+def crossing(found: Found) -> float | None:
+    """Tokens a step from which on GaLore, never formed, is as fast as AdamW.
+
+    Of the first model and vocabulary without remat; between two numbers of tokens the
+    ratio is a straight line over their logarithm. `None` where it crosses nowhere.
+    """
+    first = found["rows"][0]
+    shared = {key: first[key] for key in ("model", "layers", "vocab", "remat")}
+    curve = sorted(
+        (case["tokens"], _over_adamw(case))
+        for case in found["rows"]
+        if shared.items() <= case.items()
+    )
+    for (low, below), (high, above) in itertools.pairwise(curve):
+        if below < 1 <= above:
+            return low * (high / low) ** ((1 - below) / (above - below))
+    return None
+
+
+def _over_adamw(case: Found) -> float:
+    made = case["rows"]
+    return made["never"]["tokens_per_second"] / made[ADAMW]["tokens_per_second"]
+
+
+@of("speed/never_formed")
+def never_formed_crossing(found: Found) -> str:
+    at, first = crossing(found), found["rows"][0]
+    shown = "at none of those measured" if at is None else f"{at:,.0f}"
+    name = f"{model(first['model'])}, rank {first['rank']}"
+    return table(("", "as fast as `optax.adamw` from, tokens a step"), [(name, shown)])

@@ -25,6 +25,7 @@ import relora
 from adapted import AdaptedProgram, Adapter
 from corpora import CORPORA
 from model import Config, Numerics
+from never_formed import NeverFormedProgram
 from steps import LayerProgram, Program, make_mesh
 
 
@@ -62,8 +63,9 @@ class Settings:
     clip: float = 1.0
     """Largest global norm of the gradients; 0 clips nothing."""
     clip_projected: bool = False
-    """With layerwise: clip by the norm of the projected gradients, which takes one
-    backward pass where the global norm takes two, and allows accumulation."""
+    """Clip by the norm of the projected gradients: with layerwise, where it takes one
+    backward pass and the global norm two, and allows accumulation; with gradients=never
+    the only norm there is."""
 
     adapter: str = ""
     """lora, relora or factors in place of the layers' matrices. Embeddings, head and
@@ -85,6 +87,9 @@ class Settings:
     """Recompute activations inside a layer in the backward pass: less memory."""
     layerwise: bool = False
     """Update each layer as soon as its gradient is there, and drop the gradient."""
+    gradients: str = "formed"
+    """formed; or never, for optimizers with galore_ before their name: what a matrix's
+    gradient is made of is projected instead."""
     mesh: tuple[str, ...] = ()
     """Devices by axis, as in: data=2 fsdp=4. fsdp also splits the parameters."""
 
@@ -138,13 +143,41 @@ class Settings:
                 f" model {self.model!r} is made for."
             )
         attention.check(self.attention, self.compute_dtype)
+        self._check_gradients()
         self._check_layerwise()
         self._check_adapter()
         self.transformation()
 
+    def _check_gradients(self) -> None:
+        if self.gradients not in ("formed", "never"):
+            raise ValueError(
+                f"unknown gradients={self.gradients!r}; known: formed, never."
+            )
+        if self.clip_projected and not (self.layerwise or self._never_formed):
+            raise ValueError(
+                "clip_projected goes with layerwise or gradients=never; add one."
+            )
+        if self._never_formed:
+            self._check_never_formed()
+
+    def _check_never_formed(self) -> None:
+        if not self.optimizer.startswith("galore_"):
+            raise ValueError(
+                f"gradients=never with optimizer={self.optimizer}, which needs them"
+                f" whole. Take 'galore_{self.optimizer}', or gradients=formed."
+            )
+        if self.layerwise:
+            raise ValueError(
+                "gradients=never with layerwise, which forms the gradients of a layer"
+                " at a time. Leave one of them out."
+            )
+        if self.clip and not self.clip_projected:
+            raise ValueError(
+                f"gradients=never has no gradient whose norm clip={self.clip} could"
+                " measure. Add clip_projected, or give clip=0."
+            )
+
     def _check_layerwise(self) -> None:
-        if self.clip_projected and not self.layerwise:
-            raise ValueError("clip_projected goes with layerwise alone; add it.")
         full_norm = self.clip and not self.clip_projected
         if self.layerwise and full_norm and self.accumulation > 1:
             raise ValueError(
@@ -205,6 +238,10 @@ class Settings:
         )
 
     @property
+    def _never_formed(self) -> bool:
+        return self.gradients == "never"
+
+    @property
     def config(self) -> Config:
         return Config.load(self.model)
 
@@ -234,7 +271,7 @@ class Settings:
         """Clipping, the optimizer, and the matrices' own rate."""
         options = memory.parse_options(self.options)
         tx = optimizers.make(self.optimizer, self.schedule(), options)
-        clips = self.clip and not self.layerwise
+        clips = self.clip and not (self.layerwise or self._never_formed)
         parts = [optax.clip_by_global_norm(self.clip)] if clips else []
         parts.append(tx)
         if self.matrix_rate == 0:
@@ -252,6 +289,8 @@ class Settings:
         parts = self.config, self._numerics(), tx, self.accumulation, mesh
         if self.low_rank:
             return AdaptedProgram(*parts, self.low_rank)
+        if self._never_formed:
+            return NeverFormedProgram(*parts, self.clip)
         return LayerProgram(*parts, self._clip()) if self.layerwise else Program(*parts)
 
     def _numerics(self) -> Numerics:
@@ -266,11 +305,12 @@ class Settings:
         return by(self.clip)
 
 
-# What may differ between a run and its resumption; kernels differ in last bits alone.
+# What may differ between a run and its resumption: kernels and coordinates differ in
+# last bits alone, however they are made.
 FREE = {
     *("out", "keep", "checkpoint_every", "log_every", "tensorboard", "peak_flops"),
     *("eval_every", "eval_batches", "init_from", "c4_files"),
-    "attention",
+    *("attention", "gradients"),
 }
 
 

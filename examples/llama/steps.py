@@ -110,13 +110,17 @@ class Program:
         model = nnx.merge(self.graphdef, nnx.State(params))
         return layers.masked_loss(model(layers.inputs(batch)), batch[:, 1:])
 
+    def mean_loss(self, parts: jax.Array) -> Callable[[Any, jax.Array], jax.Array]:
+        """The share of one part in the mean loss over all predicted tokens of `parts`.
+
+        `parts` are (A, B/A, T + 1), one of them (B/A, T + 1).
+        """
+        total = jnp.maximum(jnp.sum(parts[:, :, 1:] != PAD), 1)
+        return lambda params, part: self.loss(params, part)[0] / total
+
     def gradients(self, params: Any, parts: jax.Array) -> tuple[jax.Array, Any]:
         """Mean loss over all predicted tokens of (A, B/A, T + 1), and its gradient."""
-        total = jnp.maximum(jnp.sum(parts[:, :, 1:] != PAD), 1)
-
-        def mean(params: Any, part: jax.Array) -> jax.Array:
-            return self.loss(params, part)[0] / total
-
+        mean = self.mean_loss(parts)
         if len(parts) == 1:
             return jax.value_and_grad(mean)(params, parts[0])
 

@@ -34,7 +34,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"layerwise": True, "accumulation": 4},
         "never holds the whole\\s+gradient that clip=1.0",
     ),
-    "projected norm": ({"clip_projected": True}, "goes with layerwise alone"),
+    "projected norm": (
+        {"clip_projected": True},
+        "goes with layerwise or gradients=never",
+    ),
     "steps": ({"steps": 0}, "steps=0 must be at least 1"),
 }
 
