@@ -44,8 +44,13 @@ def value_and_projected_grad(
     used in another way its gradient is formed for that use and projected, so that the
     result is right for every loss; `explain` says where.
 
-    A step on which a refresh is due takes a second pass, which forms the gradients;
-    effects of the loss, such as callbacks, happen in each pass.
+    A step on which a refresh is due takes two more passes for each iteration of
+    `power` or `randomized`, which form no gradient either; one more, which forms all
+    gradients, where a method needs them, as `svd` and `eigh` do. Effects of the loss,
+    such as callbacks, happen in each pass.
+
+    For several micro-batches, let the loss be the mean of a `lax.scan` over them with
+    `jax.checkpoint`: coordinates add up, and bases come from the whole batch.
 
     Args:
       loss: a function of params and of anything else, with a scalar result.

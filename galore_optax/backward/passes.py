@@ -45,8 +45,8 @@ class Factor(NamedTuple):
         batch = self._letters(self.matrix.batch)
         ours, others = self._letters(self.axes), self._letters(self.others)
         sizes = [self.matrix.shape[axis] for axis in self.axes]
-        shape = (*self.matrix.batch_shape, *sizes, rows.shape[1])
-        basis = Term(rows.swapaxes(1, 2).reshape(shape), batch + ours + _ROW)
+        shape = (*self.matrix.batch_shape, rows.shape[1], *sizes)
+        basis = Term(rows.reshape(shape), batch + _ROW + ours)
         variable = Term(z, batch + _ROW + others)
         return Addend(variable, (basis,), self.matrix.leaf_letters)
 

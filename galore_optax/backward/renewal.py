@@ -8,9 +8,11 @@
 No gradient is formed, and a sum over micro-batches inside the loss is exact.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -118,19 +120,15 @@ def _one_side(
         return found
     searches = [searches[i] for i in numbers]
 
-    def passed(rows: list[Any], *, opposite: bool) -> list[Any]:
-        return _pass(program, weights, searches, side, rows, opposite)
-
     def turn(number: Any, old: list[Rows]) -> list[Rows]:
-        coordinates = passed([x.rows for x in old], opposite=False)
-        right = [
-            search.right(number, x)
-            for search, x in zip(searches, coordinates, strict=True)
-        ]
-        left = passed(right, opposite=True)
+        pairs = list(zip(searches, old, strict=True))
+        rows = [search.by_leaf(x.rows) for search, x in pairs]
+        rows = _pass(program, weights, searches, side, rows, opposite=False)
+        rows = [x.right(number, y) for x, y in zip(searches, rows, strict=True)]
+        rows = _pass(program, weights, searches, side, rows, opposite=True)
         return [
-            search.after(number, x, rows)
-            for search, x, rows in zip(searches, left, old, strict=True)
+            search.after(number, x, y)
+            for (search, y), x in zip(pairs, rows, strict=True)
         ]
 
     turns = jnp.max(jnp.stack([search.turns for search in searches]))
@@ -145,18 +143,12 @@ def _pass(
     weights: Weights,
     searches: list[Search],
     side: int,
-    rows: list[Any],
+    rows: list[list[Any]],
+    *,
     opposite: bool,
-) -> list[Any]:
-    """The products of all leaves, joined by kind."""
-    pairs = list(zip(searches, rows, strict=True))
-    factors = [x.factors(side, opposite=opposite) for x in searches]
-    made = iter(
-        products(
-            program,
-            weights.values,
-            [factor for of_kind in factors for factor in of_kind],
-            [x for search, stack in pairs for x in search.by_leaf(stack)],
-        )
-    )
-    return [jnp.concatenate([next(made) for _ in of_kind]) for of_kind in factors]
+) -> list[list[Any]]:
+    """The product of each leaf of each search, all in one pass."""
+    factors = [search.factors(side, opposite=opposite) for search in searches]
+    flat, structure = jax.tree.flatten(rows)
+    made = products(program, weights.values, list(itertools.chain(*factors)), flat)
+    return jax.tree.unflatten(structure, made)

@@ -7,13 +7,14 @@ products of all. A matrix that is not due, or is done, keeps what it has.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from galore_optax._projector.groups import Group, parts, split
+from galore_optax._projector.groups import Group, at, parts, split
 from galore_optax._projector.project import accumulation_dtype
 from galore_optax._projector.refresh import any_lane
 from galore_optax._projector.renew import (
@@ -27,6 +28,8 @@ from galore_optax._projector.renew import (
 from galore_optax._storage.projectors import Projectors
 from galore_optax.backward.passes import Factor
 from galore_optax.subspace._base import ByProducts
+
+Tree = TypeVar("Tree")
 
 
 class Rows(NamedTuple):
@@ -89,16 +92,17 @@ class Search:
         given = self._stacks[side], jnp.asarray(self.turn.names), self.turn.cold
         return Rows(lax.map(one, given), self.turn.owed)
 
-    def right(self, number: jax.Array, coordinates: jax.Array) -> jax.Array:
-        """Of products `X G`, what is multiplied by `Gᵀ`."""
+    def right(self, number: jax.Array, coordinates: list[jax.Array]) -> list[jax.Array]:
+        """Of products `X G` of each leaf, what is multiplied by `Gᵀ`."""
 
-        def one(given: Any) -> jax.Array:
-            rows, left = given
-            return lax.cond(left > number, self._right, jnp.zeros_like, rows)
+        def one(given: Any, rows: jax.Array) -> jax.Array:
+            return lax.cond(given > number, self._right, jnp.zeros_like, rows)
 
-        return lax.map(one, (coordinates, self._passes))
+        left = self.by_leaf(self._passes)
+        pairs = zip(left, coordinates, strict=True)
+        return [_in_place(one, given, rows) for given, rows in pairs]
 
-    def after(self, number: jax.Array, products: jax.Array, found: Rows) -> Rows:
+    def after(self, number: jax.Array, products: list[jax.Array], found: Rows) -> Rows:
         """Of products `Y Gᵀ`, what the next turn starts from, or the last of all."""
 
         def keep(rows: jax.Array, old: Rows) -> Rows:
@@ -113,32 +117,31 @@ class Search:
             rows, usable = last(rows, old)
             return Rows(self.method.between(rows), usable)
 
-        def one(given: Any) -> Rows:
-            rows, old, left = given
+        def one(given: Any, old: Rows) -> Rows:
+            rows, left = given
             which = jnp.clip(left - number, 0, 2)
             return lax.switch(which, [keep, last, another], rows, old)
 
-        return lax.map(one, (products, found, self._passes))
+        return _in_place(one, (jnp.concatenate(products), self._passes), found)
 
     def finish(self, found: tuple[Rows, ...]) -> Found:
         """New projectors by leaf, and which matrices took one."""
 
-        def keep(rows: Any, old: Projectors, name: jax.Array) -> Any:
+        def keep(rows: Any, name: jax.Array, old: Projectors) -> Any:
             del rows, name
             return old, jnp.bool_(False)
 
-        def one(given: Any) -> tuple[Projectors, jax.Array]:
-            usable, *given = given
-            return lax.cond(usable, self._renew, keep, *given)
+        def one(given: Any, old: Any) -> tuple[Projectors, jax.Array]:
+            rows, name = given
+            return lax.cond(old[1], self._renew, keep, rows, name, old[0])
 
         usable = functools.reduce(jnp.logical_and, [x.usable for x in found])
-        rows = [x.rows for x in found]
-        given = usable, rows, self._stacks, jnp.asarray(self.turn.names)
-        stacks, accepted = lax.map(one, given)
+        given = [x.rows for x in found], jnp.asarray(self.turn.names)
+        stacks, accepted = _in_place(one, given, (self._stacks, usable))
         return split(self.group.leaves, stacks, self.run.step), accepted
 
     def _renew(
-        self, rows: list[jax.Array], old: Projectors, name: jax.Array
+        self, rows: list[jax.Array], name: jax.Array, old: Projectors
     ) -> tuple[Projectors, jax.Array]:
         matrix, bases = self.group.leaves[0].matrix, []
         for side, x in enumerate(rows):
@@ -174,6 +177,21 @@ class Search:
         dtype = accumulation_dtype(leaf.gradient)
         shape = self._shape(side)[0], leaf.matrix.rank
         return leaf.matrix.storage.decode(stored, shape, dtype).astype(dtype)
+
+
+def _in_place(one: Callable[[Any, Tree], Tree], given: Any, stacks: Tree) -> Tree:
+    """`one(given, stack)` in place of each matrix's entry of `stacks`."""
+
+    def turn(number: jax.Array, stacks: Tree) -> Tree:
+        mine, old = jax.tree.map(lambda x: at(x, number), (given, stacks))
+
+        def put(stack: jax.Array, new: jax.Array) -> jax.Array:
+            return lax.dynamic_update_index_in_dim(stack, new, number, 0)
+
+        return jax.tree.map(put, stacks, one(mine, old))
+
+    count = len(jax.tree.leaves(stacks)[0])
+    return lax.fori_loop(0, count, turn, stacks)
 
 
 def _unit(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
