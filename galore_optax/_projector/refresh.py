@@ -137,9 +137,7 @@ def refresh_when_due(
     # Bases are constants of a step: what differentiates through it differentiates the
     # products with them. Loops whose length depends on values have no reverse mode.
     gradients, projectors = lax.stop_gradient((gradients, projectors))
-    owed = calendar(plan, stagger).owed(joined(plan, refresh.last), count)
-    owed = jnp.ones_like(owed) if when is True else owed
-    owed = owed if when is None or when is True else owed & when
+    owed = owed_now(plan, stagger, refresh, count, when)
     inputs = _Inputs(gradients, any_lane(owed), owed, key, count)
     renew = functools.partial(_renew, plan, method, not stagger)
     if when is True:
@@ -152,6 +150,16 @@ def refresh_when_due(
     # Its carry is updated in place: a conditional would copy all projectors.
     turns = jnp.any(inputs.lanes).astype(jnp.int32)
     return lax.fori_loop(0, turns, turn, (projectors, refresh))
+
+
+def owed_now(
+    plan: Plan, stagger: bool, refresh: Refresh, count: jax.Array, when: When
+) -> jax.Array:
+    """(matrices,): whether each is to be renewed now."""
+    owed = calendar(plan, stagger).owed(joined(plan, refresh.last), count)
+    if when is True:
+        return jnp.ones_like(owed)
+    return owed if when is None else owed & when
 
 
 class _Inputs(NamedTuple):
@@ -169,14 +177,26 @@ def _renew(
 ) -> _Renewed:
     projectors, refresh = old
     gradients, lanes, owed, key, count = inputs
-    last, refused = (joined(plan, counters) for counters in refresh)
     leaves = leaves_of(plan.projected, gradients, projectors)
-    turn = Turn(lanes, owed, last < 0, plan.names)
+    cold = joined(plan, refresh.last) < 0
+    turn = Turn(lanes, owed, cold, plan.names)
     run = Run(method, key, count)
     found, accepted = renew_leaves(leaves, turn, run, together=together)
+    return found, counted(plan, refresh, owed, accepted, count)
+
+
+def counted(
+    plan: Plan,
+    refresh: Refresh,
+    owed: jax.Array,
+    accepted: jax.Array,
+    count: jax.Array,
+) -> Refresh:
+    """The counters after step `count`, at which those owed were tried."""
+    last, refused = (joined(plan, counters) for counters in refresh)
     last = jnp.where(accepted, count, last)
     refused += (owed & ~accepted).astype(jnp.int32)
-    return found, Refresh(*(_parted(plan, x, count) for x in (last, refused)))
+    return Refresh(*(_parted(plan, x, count) for x in (last, refused)))
 
 
 def _parted(plan: Plan, counters: jax.Array, step: jax.Array) -> Any:

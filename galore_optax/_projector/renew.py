@@ -85,18 +85,24 @@ def renew_leaves(
 
 def _renew_all(leaves: Sequence[Leaf], turn: Turn, run: Run, several: bool) -> Found:
     groups = groups_of(leaves, several)
-    entries = [group.entries for group in groups]
     results = [
-        _renew_group(group, turn.at(mine), run, group.at_once if several else 1)
-        for group, mine in zip(groups, entries, strict=True)
+        _renew_group(
+            group, turn.at(group.entries), run, group.at_once if several else 1
+        )
+        for group in groups
     ]
-    found: list[Any] = [None] * len(leaves)
+    return gathered(groups, results)
+
+
+def gathered(groups: Sequence[Group], results: Sequence[Found]) -> Found:
+    """What was found for each group, in the order of all leaves and matrices."""
+    found: dict[int, Projectors] = {}
     for group, (projectors, _) in zip(groups, results, strict=True):
-        for position, pair in zip(group.positions, projectors, strict=True):
-            found[position] = pair
+        found.update(zip(group.positions, projectors, strict=True))
     accepted = jnp.concatenate([taken for _, taken in results])
-    order = np.argsort(np.concatenate(entries))
-    return found, accepted if len(groups) == 1 else accepted[order]
+    order = np.argsort(np.concatenate([group.entries for group in groups]))
+    accepted = accepted if len(groups) == 1 else accepted[order]
+    return [found[position] for position in sorted(found)], accepted
 
 
 class _Loop(NamedTuple):
@@ -190,29 +196,43 @@ def _propose(
     dtype = accumulation_dtype(gradients[0])
     size = jnp.max(jnp.abs(gradients[0])).astype(dtype)
     usable = jnp.isfinite(size) & (size > 0)
-    bases, sound = [], usable
+    bases = []
     for number, (gradient, stored) in enumerate(zip(gradients, previous, strict=True)):
         # Dividing first makes the basis independent of the gradient's scale, squares of
         # 1e±30 included, and keeps NaN away from LAPACK.
         unit = jnp.where(usable, gradient.astype(dtype) / size, 0)
-        side_key = key if number == 0 else jax.random.fold_in(key, number)
-        shape = (len(gradient), jax.tree.leaves(stored)[0].shape[1])
-        old = storage.decode(stored, shape, dtype)
-        basis = method.basis(unit, old.astype(dtype), side_key, cold)
-        _check_shape(method, basis, gradient, shape)
-        # The check is of what the method found: few bits are not as orthonormal.
-        sound = sound & _sound(method, basis)
-        bases.append(storage.encode(basis, stored))
-    return tuple(bases), sound
+        rank = jax.tree.leaves(stored)[0].shape[1]
+        old = storage.decode(stored, (len(gradient), rank), dtype).astype(dtype)
+        basis = method.basis(unit, old, key_of_side(key, number), cold)
+        check_shape(method, basis, gradient.shape, rank)
+        bases.append(basis)
+    new, sound = store(method, storage, bases, previous)
+    return new, usable & sound
 
 
-def _check_shape(
-    method: Subspace, basis: jax.Array, gradient: jax.Array, shape: tuple[int, int]
+def key_of_side(key: jax.Array, number: int) -> jax.Array:
+    return key if number == 0 else jax.random.fold_in(key, number)
+
+
+def store(
+    method: Subspace,
+    storage: Storage,
+    bases: Sequence[jax.Array],
+    previous: Projectors,
+) -> tuple[Projectors, jax.Array]:
+    """New bases stored as those before, and whether all of them are sound."""
+    # The check is of what the method found: few bits are not as orthonormal.
+    sound = functools.reduce(jnp.logical_and, [_sound(method, x) for x in bases])
+    return tuple(map(storage.encode, bases, previous)), sound
+
+
+def check_shape(
+    method: Subspace, basis: jax.Array, shape: tuple[int, ...], rank: int
 ) -> None:
-    if basis.shape != shape:
+    if basis.shape != (shape[0], rank):
         raise ValueError(
             f"{method!r} returned a basis of shape {basis.shape} for a gradient of"
-            f" shape {gradient.shape}; it must be (m, rank) = {shape}."
+            f" shape {shape}; it must be (m, rank) = {(shape[0], rank)}."
         )
 
 

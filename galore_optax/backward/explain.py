@@ -12,6 +12,7 @@ import optax
 from galore_optax._asking.record import plans_of
 from galore_optax.backward.interpreter import Interpreter
 from galore_optax.backward.leaves import weights_of
+from galore_optax.backward.renewal import needs_gradients
 from galore_optax.backward.source import place_of
 
 
@@ -42,6 +43,9 @@ class Explanation:
     """One `LeafGradient` a projected leaf, iterable; prints as a table."""
 
     leaves: tuple[LeafGradient, ...]
+    # Subspace methods that need the gradients themselves: with one of these a refresh
+    # forms them all, and with none it forms none but those of the uses above.
+    formed_to_refresh: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[LeafGradient]:
         return iter(self.leaves)
@@ -62,6 +66,7 @@ class Explanation:
             for leaf in self.leaves
             for use in leaf.formed
         ]
+        uses += [f"all: formed by a refresh, for {x}" for x in self.formed_to_refresh]
         return "\n".join([*_aligned(rows), *uses])
 
 
@@ -135,7 +140,7 @@ def explain(
 
     Source: the products are counted from shapes, `2 m n k` each.
     """
-    _, state = plans_of(tx, params)
+    records, state = plans_of(tx, params)
     notes = _Notes()
     given, structure = jax.tree.flatten((args, kwargs))
 
@@ -154,7 +159,8 @@ def explain(
         interpreter.plain(None, value)
 
     jax.eval_shape(run, params, state, list(filter(_is_array, given)))
-    return Explanation(tuple(map(notes.report, notes.leaves)))
+    leaves = tuple(map(notes.report, notes.leaves))
+    return Explanation(leaves, tuple(dict.fromkeys(needs_gradients(records))))
 
 
 def _is_array(x: Any) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`value_and_projected_grad`: gradients in coordinates, without the gradients."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from galore_optax._asking.record import heard
 from galore_optax._projector.coordinates import project_gradients
 from galore_optax._projector.refresh import When
 from galore_optax.backward.interpreter import Interpreter
@@ -21,6 +23,7 @@ from galore_optax.backward.leaves import (
     with_bases,
 )
 from galore_optax.backward.loss import Traced, trace
+from galore_optax.backward.renewal import needs_gradients, renew_by_passes
 
 
 def value_and_projected_grad(
@@ -41,8 +44,13 @@ def value_and_projected_grad(
     used in another way its gradient is formed for that use and projected, so that the
     result is right for every loss; `explain` says where.
 
-    A step on which a refresh is due takes a second pass, which forms the gradients;
-    effects of the loss, such as callbacks, happen in each pass.
+    A step on which a refresh is due takes two more passes for each iteration of
+    `power` or `randomized`, which form no gradient either; one more, which forms all
+    gradients, where a method needs them, as `svd` and `eigh` do. Effects of the loss,
+    such as callbacks, happen in each pass.
+
+    For several micro-batches, let the loss be the mean of a `lax.scan` over them with
+    `jax.checkpoint`: coordinates add up, and bases come from the whole batch.
 
     Args:
       loss: a function of params and of anything else, with a scalar result.
@@ -122,19 +130,16 @@ def _renewed(
     state: Any,
     when: When,
 ) -> Any:
-    """`state` with new bases for what is due, from gradients made for it."""
+    """`state` with new bases for what is due."""
     if when is False or not any(weights.addends):
         return state
     params = weights.tree(weights.values)
+    dense = needs_gradients(heard(tx, params)[0])
+    how = _renewed_by_gradients if dense else renew_by_passes
 
     def renew(values: list[Any], bases: list[Any]) -> list[Any]:
-        run = functools.partial(program.run, Interpreter())
-        gradients, _ = jax.grad(run, has_aux=True)(values)
-        old = with_bases(state, bases)
-        found = project_gradients(
-            tx, weights.tree(gradients), old, params, refresh=when
-        )
-        return bases_of(found[1])
+        now = dataclasses.replace(weights, values=values)
+        return bases_of(how(program, now, tx, with_bases(state, bases), when))
 
     def turn(_: Any, bases: list[Any]) -> list[Any]:
         # What depends on weights alone would be computed before the loop, due or not.
@@ -146,3 +151,17 @@ def _renewed(
     due = is_due(tx, state, params)
     turns = (due if when is None else due & when).astype(jnp.int32)
     return with_bases(state, lax.fori_loop(0, turns, turn, bases))
+
+
+def _renewed_by_gradients(
+    program: Traced,
+    weights: Weights,
+    tx: optax.GradientTransformation,
+    state: Any,
+    when: When,
+) -> Any:
+    run = functools.partial(program.run, Interpreter())
+    gradients, _ = jax.grad(run, has_aux=True)(weights.values)
+    params = weights.tree(weights.values)
+    tree = weights.tree(gradients)
+    return project_gradients(tx, tree, state, params, refresh=when)[1]

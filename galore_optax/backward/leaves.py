@@ -15,7 +15,7 @@ from galore_optax._projector.coordinates import project_gradients
 from galore_optax._projector.refresh import any_lane, calendar, joined
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
-from galore_optax._state import read
+from galore_optax._state import GaLoreState, read
 from galore_optax._storage.projectors import Floating, Projector
 from galore_optax._xla.sharding import explicit_sharding, place
 from galore_optax.backward.addend import Addend, Factored, Term
@@ -160,3 +160,8 @@ def with_bases(state: Any, bases: list[Any]) -> Any:
         return node._replace(projector=projector, refresh=refresh)
 
     return jax.tree.map(replaced, state, is_leaf=is_state)
+
+
+def replaced(state: Any, old: GaLoreState, new: GaLoreState) -> Any:
+    """`state` with `new` for its part `old`."""
+    return jax.tree.map(lambda x: new if x is old else x, state, is_leaf=is_state)

@@ -67,7 +67,8 @@ class Ragged(NamedTuple):
         expert, summed, free = list(addend.axes)
         x, outer, z = lax.stop_gradient(self.x), [], addend.variable
         for basis in addend.bases:
-            projected, rank = addend.projected(basis), basis.axes[-1]
+            projected = addend.projected(basis)
+            (rank,) = set(basis.axes) - set(addend.axes)
             array = _ordered(basis, expert + projected + rank)
             if projected == summed:
                 x, summed = _times(x, array, self.sizes, self.precision), rank

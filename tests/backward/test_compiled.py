@@ -52,11 +52,14 @@ def of_gradients(text: str) -> list[tuple[int, ...]]:
     return [shape for shape in products(text) if set(shape) >= SIZES]
 
 
-@pytest.mark.parametrize("proj_type", ["left", "right", "full"])
-def test_no_product_makes_a_gradient(proj_type: Any) -> None:
+@pytest.mark.parametrize(
+    ("proj_type", "refresh"),
+    [("left", False), ("right", None), ("full", False), ("full", True)],
+)
+def test_no_product_makes_a_gradient(proj_type: Any, refresh: Any) -> None:
     tx = galore(weight_dimension_numbers=AXES, proj_type=proj_type)
     state = tx.init(PARAMS)
-    never = galore_optax.value_and_projected_grad(loss, tx, refresh=False)
+    never = galore_optax.value_and_projected_grad(loss, tx, refresh=refresh)
     assert of_gradients(hlo(formed(loss, tx, False), PARAMS, state, X))
     text = hlo(never, PARAMS, state, X)
     assert products(text)
@@ -75,11 +78,11 @@ def test_no_zero_addend_takes_memory() -> None:
     assert len(counts) == 2
 
 
-def all_reduced(text: str) -> int:
-    """Entries that a program sums over devices."""
+def all_reduced(text: str) -> list[int]:
+    """Entries of what a program sums over devices."""
     found = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
     shapes = re.findall(r"\w+\[([\d,]*)\]", " ".join(found))
-    return sum(math.prod(map(int, filter(None, x.split(",")))) for x in shapes)
+    return [math.prod(map(int, filter(None, x.split(",")))) for x in shapes]
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
@@ -106,5 +109,9 @@ def test_coordinates_alone_cross_the_network(kind: Any) -> None:
         never = galore_optax.value_and_projected_grad(sharded, tx, refresh=False)
         sent = all_reduced(hlo(never, params, state, x))
         dense = all_reduced(hlo(formed(sharded, tx, False), params, state, x))
-    assert sent == 1 + WIDTH + 2 * RANK * HIDDEN
-    assert dense == 1 + WIDTH + 2 * WIDTH * HIDDEN
+        renewing = galore_optax.value_and_projected_grad(sharded, tx, refresh=True)
+        renewed = all_reduced(hlo(renewing, params, state, x))
+    assert sum(sent) == 1 + WIDTH + 2 * RANK * HIDDEN
+    assert sum(dense) == 1 + WIDTH + 2 * WIDTH * HIDDEN
+    # Once more in the body of the loop: the coordinates on one side and on the other.
+    assert sum(renewed) == sum(sent) + 2 * RANK * (HIDDEN + WIDTH)
