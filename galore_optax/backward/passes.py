@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from galore_optax._selection.matrices import Matrix
 from galore_optax._xla.sharding import (
@@ -77,6 +78,10 @@ def products(
     Returns:
       (matrices, rows, entries of the other axes) for each.
     """
+
+    # Activations depend on neither rows nor the turn of a loop: XLA would keep those of
+    # one pass for the next, in place of memory.
+    values, rows = lax.optimization_barrier((list(values), list(rows)))
 
     def value(variables: list[jax.Array]) -> Any:
         inputs = list(values)

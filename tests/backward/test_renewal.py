@@ -13,7 +13,7 @@ from optax.contrib import MuonDimensionNumbers
 
 import galore_optax
 from galore_optax import subspace, value_and_projected_grad
-from tests.backward.helpers import assert_close, both, galore, normals, x64
+from tests.backward.helpers import RANK, assert_close, both, galore, normals, x64
 
 # In f64 products added up in another order differ by 1e-15. Five iterations raise the
 # ratio of two singular values, at most 10 here, to the tenth power before the last
@@ -86,6 +86,29 @@ def test_bases_of_a_gradient_of_any_size() -> None:
     expected, *found = map(jax.jit(bases), (1.0, 1e-30, 1e30))
     for each in found:
         assert_close(each, expected, 1e-3)  # the check of orthonormality in f32
+
+
+@pytest.mark.parametrize("name", ["power", "randomized"])
+def test_small_directions_survive_rounding(name: str) -> None:
+    """The square of a gradient five times over would leave 1e-13 of the second."""
+    rng = np.random.default_rng(3)
+    left, right = (np.linalg.qr(rng.normal(size=(n, WIDTH)))[0] for n in (8, 12))
+    gradient = jnp.asarray((left * 0.05 ** np.arange(WIDTH)) @ right.T, jnp.float32)
+    method = {
+        "power": METHODS["power"],
+        "randomized": subspace.randomized(oversample=0, power_steps=4),
+    }[name]
+
+    def linear(params: Any, dy: Any) -> Any:
+        return jnp.sum((jnp.eye(8) @ params["w"]) * dy)
+
+    params = {"w": jnp.zeros((8, 12))}
+    tx = galore(subspace=method, proj_type="left")
+    run = jax.jit(value_and_projected_grad(linear, tx))
+    basis = run(params, tx.init(params), gradient)[2].projector["w"]
+    # Each direction in f32, divided by its singular value.
+    captured = np.linalg.norm(np.asarray(basis).T @ left[:, :RANK], axis=0)
+    np.testing.assert_allclose(captured, 1, atol=10 * 2**-24 / 0.05)
 
 
 @pytest.mark.parametrize("bad", [0.0, jnp.nan, jnp.inf])
