@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products with gradients that are never formed, `X G`, for all matrices in one pass.
+"""Products with gradients that are never formed, `GᵀX`, for all matrices in one pass.
 
-The zero addend is `Xᵀ Z` in place of `P Z`, and its derivative `X G`. On the other side
-of the matrix it is `Y Gᵀ`: the two products of every iteration for a subspace.
+The zero addend is `X Zᵀ` in place of `P Z`, and its derivative `GᵀX`. On the other side
+of the matrix it is `G Y`: the two products of every iteration for a subspace. Columns
+lie in memory as projectors do, so that a pass needs no copy of them.
 """
 
 import math
@@ -24,38 +25,40 @@ from galore_optax.backward.addend import Addend, Factored, Term
 from galore_optax.backward.interpreter import Interpreter
 from galore_optax.backward.loss import Traced
 
-_ROW = "R"  # the axis of rows; those of leaves are lower case
+_COLUMN = "R"  # the axis of columns; those of leaves are lower case
 
 
 class Factor(NamedTuple):
-    """The axes of one leaf that its rows run over, and the others of its matrices."""
+    """The axes of one leaf that columns run over, and the others of its matrices."""
 
     matrix: Matrix
     position: int  # among the leaves of params
     axes: tuple[int, ...]
     others: tuple[int, ...]
 
-    def zeros(self, rows: jax.Array, leaf: Any) -> jax.Array:
-        """Z: (batch axes, rows, other axes)."""
+    def zeros(self, columns: jax.Array, leaf: Any) -> jax.Array:
+        """Z: (batch axes, other axes, columns)."""
         sizes = [self.matrix.shape[axis] for axis in self.others]
-        z = jnp.zeros((*self.matrix.batch_shape, rows.shape[1], *sizes), rows.dtype)
-        letters = self._letters(self.matrix.batch) + _ROW + self._letters(self.others)
+        shape = (*self.matrix.batch_shape, *sizes, columns.shape[2])
+        z = jnp.zeros(shape, columns.dtype)
+        batch = self._letters(self.matrix.batch)
+        letters = batch + self._letters(self.others) + _COLUMN
         return place(z, letter_sharding(explicit_sharding(leaf), letters))
 
-    def addend(self, rows: jax.Array, z: jax.Array) -> Addend:
+    def addend(self, columns: jax.Array, z: jax.Array) -> Addend:
         batch = self._letters(self.matrix.batch)
         ours, others = self._letters(self.axes), self._letters(self.others)
         sizes = [self.matrix.shape[axis] for axis in self.axes]
-        shape = (*self.matrix.batch_shape, rows.shape[1], *sizes)
-        basis = Term(rows.reshape(shape), batch + _ROW + ours)
-        variable = Term(z, batch + _ROW + others)
+        shape = (*self.matrix.batch_shape, *sizes, columns.shape[2])
+        basis = Term(columns.reshape(shape), batch + ours + _COLUMN)
+        variable = Term(z, batch + others + _COLUMN)
         return Addend(variable, (basis,), self.matrix.leaf_letters)
 
     def product(self, z: jax.Array, leaf: Any) -> jax.Array:
-        """(matrices, rows, entries of the other axes), of the cotangent of Z."""
+        """(matrices, entries of the other axes, columns), of the cotangent of Z."""
         z = place(z, replicated(explicit_sharding(leaf)))
         entries = math.prod(self.matrix.shape[axis] for axis in self.others)
-        return z.reshape(self.matrix.count, -1, entries)
+        return z.reshape(self.matrix.count, entries, -1)
 
     def _letters(self, axes: Sequence[int]) -> str:
         return "".join(self.matrix.leaf_letters[axis] for axis in axes)
@@ -65,27 +68,27 @@ def products(
     program: Traced,
     values: Sequence[Any],
     factors: Sequence[Factor],
-    rows: Sequence[jax.Array],
+    columns: Sequence[jax.Array],
 ) -> list[jax.Array]:
-    """`X G` for each factor, in one pass.
+    """`GᵀX` for each factor, in one pass.
 
     Args:
       program: the loss.
       values: leaves of its parameters.
       factors: of different leaves.
-      rows: X of each, (matrices, rows, entries of its axes).
+      columns: X of each, (matrices, entries of its axes, columns).
 
     Returns:
-      (matrices, rows, entries of the other axes) for each.
+      (matrices, entries of the other axes, columns) for each.
     """
 
-    # Activations depend on neither rows nor the turn of a loop: XLA would keep those of
-    # one pass for the next, in place of memory.
-    values, rows = lax.optimization_barrier((list(values), list(rows)))
+    # Activations depend on neither columns nor the turn of a loop: XLA would keep those
+    # of one pass for the next, in place of memory.
+    values, columns = lax.optimization_barrier((list(values), list(columns)))
 
     def value(variables: list[jax.Array]) -> Any:
         inputs = list(values)
-        for factor, x, z in zip(factors, rows, variables, strict=True):
+        for factor, x, z in zip(factors, columns, variables, strict=True):
             leaf = values[factor.position]
             inputs[factor.position] = Factored(leaf, factor.addend(x, z))
         return program.run(Interpreter(), inputs)
@@ -93,7 +96,7 @@ def products(
     leaves = [values[factor.position] for factor in factors]
     zeros = [
         factor.zeros(x, leaf)
-        for factor, x, leaf in zip(factors, rows, leaves, strict=True)
+        for factor, x, leaf in zip(factors, columns, leaves, strict=True)
     ]
     found, _ = jax.grad(value, has_aux=True)(zeros)
     return [

@@ -26,7 +26,7 @@ from galore_optax._state import GaLoreState
 from galore_optax.backward.leaves import Weights, replaced
 from galore_optax.backward.loss import Traced
 from galore_optax.backward.passes import products
-from galore_optax.backward.search import Rows, Search
+from galore_optax.backward.search import Columns, Search
 from galore_optax.subspace._base import ByProducts
 
 
@@ -66,7 +66,7 @@ class _Part(NamedTuple):
     owed: Any
     searches: list[Search]
 
-    def new(self, found: Iterator[tuple[Rows, ...]]) -> GaLoreState:
+    def new(self, found: Iterator[tuple[Columns, ...]]) -> GaLoreState:
         """From what is next in `found`."""
         plan, old = self.record.plan, self.old
         results = [search.finish(next(found)) for search in self.searches]
@@ -93,16 +93,16 @@ def _part(weights: Weights, record: Recorded, old: GaLoreState, when: When) -> _
             run,
             method,
         )
-        for group in groups_of(leaves, several=False)
+        for group in groups_of(leaves, several=True)
     ]
     return _Part(record, old, owed, searches)
 
 
 def _found(
     program: Traced, weights: Weights, searches: list[Search]
-) -> list[tuple[Rows, ...]]:
+) -> list[tuple[Columns, ...]]:
     """For each search, what every side of it ends with."""
-    found: list[tuple[Rows, ...]] = [() for _ in searches]
+    found: list[tuple[Columns, ...]] = [() for _ in searches]
     for side in range(max(search.sides for search in searches)):
         numbers = [i for i, search in enumerate(searches) if side < search.sides]
         rows = _one_side(program, weights, [searches[i] for i in numbers], side)
@@ -113,22 +113,22 @@ def _found(
 
 def _one_side(
     program: Traced, weights: Weights, searches: list[Search], side: int
-) -> list[Rows]:
+) -> list[Columns]:
     found = [search.start(side) for search in searches]
     numbers = [i for i, search in enumerate(searches) if search.needs_gradient]
     if not numbers:
         return found
     searches = [searches[i] for i in numbers]
 
-    def turn(number: Any, old: list[Rows]) -> list[Rows]:
+    def turn(number: Any, old: list[Columns]) -> list[Columns]:
         pairs = list(zip(searches, old, strict=True))
-        rows = [search.by_leaf(x.rows) for search, x in pairs]
-        rows = _pass(program, weights, searches, side, rows, opposite=False)
-        rows = [x.right(number, y) for x, y in zip(searches, rows, strict=True)]
-        rows = _pass(program, weights, searches, side, rows, opposite=True)
+        found = [search.by_leaf(x.columns) for search, x in pairs]
+        found = _pass(program, weights, searches, side, found, opposite=False)
+        found = [x.right(number, y) for x, y in zip(searches, found, strict=True)]
+        found = _pass(program, weights, searches, side, found, opposite=True)
         return [
             search.after(number, x, y)
-            for (search, y), x in zip(pairs, rows, strict=True)
+            for (search, y), x in zip(pairs, found, strict=True)
         ]
 
     turns = jnp.max(jnp.stack([search.turns for search in searches]))
@@ -143,12 +143,12 @@ def _pass(
     weights: Weights,
     searches: list[Search],
     side: int,
-    rows: list[list[Any]],
+    columns: list[list[Any]],
     *,
     opposite: bool,
 ) -> list[list[Any]]:
     """The product of each leaf of each search, all in one pass."""
     factors = [search.factors(side, opposite=opposite) for search in searches]
-    flat, structure = jax.tree.flatten(rows)
+    flat, structure = jax.tree.flatten(columns)
     made = products(program, weights.values, list(itertools.chain(*factors)), flat)
     return jax.tree.unflatten(structure, made)

@@ -2,7 +2,9 @@
 """The search for bases by products, for the matrices of one kind.
 
 The steps of `ByProducts`, matrix by matrix, between passes of the loss that make the
-products of all. A matrix that is not due, or is done, keeps what it has.
+products of all. A matrix that is not due, or is done, keeps what it has. Vectors are
+kept in the dtype of the leaf, in which gradients would be too, and worked on in f32 at
+least. In between they lie as projectors do: a row of the method is a column.
 """
 
 import dataclasses
@@ -26,16 +28,17 @@ from galore_optax._projector.renew import (
     store,
 )
 from galore_optax._storage.projectors import Projectors
+from galore_optax._xla.order import row_major
 from galore_optax.backward.passes import Factor
 from galore_optax.subspace._base import ByProducts
 
 Tree = TypeVar("Tree")
 
 
-class Rows(NamedTuple):
+class Columns(NamedTuple):
     """What is searched with on one side."""
 
-    rows: jax.Array  # (matrices, width, m)
+    columns: jax.Array  # (matrices, m, width)
     usable: jax.Array  # (matrices,): owed, and no product was zero or not finite
 
 
@@ -76,84 +79,105 @@ class Search:
             found.append(Factor(leaf.matrix, place, *axes[:: -1 if opposite else 1]))
         return found
 
-    def by_leaf(self, rows: jax.Array) -> list[jax.Array]:
+    def by_leaf(self, columns: jax.Array) -> list[jax.Array]:
         counts = self.group.counts
-        shapes = [(count, *rows.shape[1:]) for count in counts]
-        return parts(rows, counts, shapes, self.run.step)
+        shapes = [(count, *columns.shape[1:]) for count in counts]
+        return parts(columns, counts, shapes, self.run.step)
 
-    def start(self, side: int) -> Rows:
+    def start(self, side: int) -> Columns:
         shape = self._shape(side)
 
         def one(given: Any) -> jax.Array:
             stored, name, cold = given
             key = key_of_side(self.run.key_of(name), side)
-            return self.method.start(shape, self._decode(stored, side), key, cold)
+            old = self._decode(stored, side)
+            return self._kept(self.method.start(shape, old, key, cold))
 
         given = self._stacks[side], jnp.asarray(self.turn.names), self.turn.cold
-        return Rows(lax.map(one, given), self.turn.owed)
+        return Columns(lax.map(one, given), self.turn.owed)
 
     def right(self, number: jax.Array, coordinates: list[jax.Array]) -> list[jax.Array]:
-        """Of products `X G` of each leaf, what is multiplied by `Gᵀ`."""
+        """Of products `GᵀX` of each leaf, what is multiplied by `G`."""
 
-        def one(given: Any, rows: jax.Array) -> jax.Array:
-            return lax.cond(given > number, self._right, jnp.zeros_like, rows)
+        def one(given: Any, columns: jax.Array) -> jax.Array:
+            return lax.cond(given > number, self._right, jnp.zeros_like, columns)
 
         left = self.by_leaf(self._passes)
         pairs = zip(left, coordinates, strict=True)
-        return [_in_place(one, given, rows) for given, rows in pairs]
+        return [_in_place(one, given, columns) for given, columns in pairs]
 
-    def after(self, number: jax.Array, products: list[jax.Array], found: Rows) -> Rows:
-        """Of products `Y Gᵀ`, what the next turn starts from, or the last of all."""
+    def after(
+        self, number: jax.Array, products: list[jax.Array], found: Columns
+    ) -> Columns:
+        """Of products `G Y`, what the next turn starts from, or the last of all."""
 
-        def keep(rows: jax.Array, old: Rows) -> Rows:
-            del rows
+        def keep(columns: jax.Array, old: Columns) -> Columns:
+            del columns
             return old
 
-        def last(rows: jax.Array, old: Rows) -> Rows:
-            rows, usable = _unit(rows)
-            return Rows(rows, old.usable & usable)
+        def last(columns: jax.Array, old: Columns) -> Columns:
+            rows, usable = self._unit(columns)
+            return Columns(self._kept(rows), old.usable & usable)
 
-        def another(rows: jax.Array, old: Rows) -> Rows:
-            rows, usable = last(rows, old)
-            return Rows(self.method.between(rows), usable)
+        def another(columns: jax.Array, old: Columns) -> Columns:
+            rows, usable = self._unit(columns)
+            return Columns(self._kept(self.method.between(rows)), old.usable & usable)
 
-        def one(given: Any, old: Rows) -> Rows:
-            rows, left = given
+        def one(given: Any, old: Columns) -> Columns:
+            columns, left = given
             which = jnp.clip(left - number, 0, 2)
-            return lax.switch(which, [keep, last, another], rows, old)
+            return lax.switch(which, [keep, last, another], columns, old)
 
         return _in_place(one, (jnp.concatenate(products), self._passes), found)
 
-    def finish(self, found: tuple[Rows, ...]) -> Found:
+    def finish(self, found: tuple[Columns, ...]) -> Found:
         """New projectors by leaf, and which matrices took one."""
 
-        def keep(rows: Any, name: jax.Array, old: Projectors) -> Any:
-            del rows, name
+        def keep(columns: Any, name: jax.Array, old: Projectors) -> Any:
+            del columns, name
             return old, jnp.bool_(False)
 
         def one(given: Any, old: Any) -> tuple[Projectors, jax.Array]:
-            rows, name = given
-            return lax.cond(old[1], self._renew, keep, rows, name, old[0])
+            return lax.cond(old[1], self._renew, keep, *given, old[0])
 
         usable = functools.reduce(jnp.logical_and, [x.usable for x in found])
-        given = [x.rows for x in found], jnp.asarray(self.turn.names)
+        given = [x.columns for x in found], jnp.asarray(self.turn.names)
         stacks, accepted = _in_place(one, given, (self._stacks, usable))
         return split(self.group.leaves, stacks, self.run.step), accepted
 
     def _renew(
-        self, rows: list[jax.Array], name: jax.Array, old: Projectors
+        self, columns: list[jax.Array], name: jax.Array, old: Projectors
     ) -> tuple[Projectors, jax.Array]:
         matrix, bases = self.group.leaves[0].matrix, []
-        for side, x in enumerate(rows):
+        for side, x in enumerate(columns):
             key = key_of_side(self.run.key_of(name), side)
-            basis = self.method.finish(x, matrix.rank, key)
+            basis = self.method.finish(x.T.astype(self._wide), matrix.rank, key)
             check_shape(self.method, basis, self._shape(side), matrix.rank)
             bases.append(basis)
         new, sound = store(self.method, matrix.storage, bases, old)
         return jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, old), sound
 
-    def _right(self, rows: jax.Array) -> jax.Array:
-        return self.method.right(_unit(rows)[0])
+    def _right(self, columns: jax.Array) -> jax.Array:
+        return self._kept(self.method.right(self._unit(columns)[0]))
+
+    @property
+    def _wide(self) -> jnp.dtype:
+        return accumulation_dtype(self.group.leaves[0].gradient)
+
+    def _kept(self, rows: jax.Array) -> jax.Array:
+        """Columns, of rows."""
+        return rows.T.astype(self.group.leaves[0].gradient.dtype)
+
+    def _unit(self, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Rows, divided by the largest entry, and whether it is one to divide by.
+
+        As gradients are before their bases are found: no square leaves the range of
+        f32.
+        """
+        rows = columns.T.astype(self._wide)
+        size = jnp.max(jnp.abs(rows))
+        usable = jnp.isfinite(size) & (size > 0)
+        return jnp.where(usable, rows / size, 0), usable
 
     @property
     def _passes(self) -> jax.Array:
@@ -174,9 +198,9 @@ class Search:
 
     def _decode(self, stored: Any, side: int) -> jax.Array:
         leaf = self.group.leaves[0]
-        dtype = accumulation_dtype(leaf.gradient)
         shape = self._shape(side)[0], leaf.matrix.rank
-        return leaf.matrix.storage.decode(stored, shape, dtype).astype(dtype)
+        basis = leaf.matrix.storage.decode(stored, shape, self._wide)
+        return basis.astype(self._wide)
 
 
 def _in_place(one: Callable[[Any, Tree], Tree], given: Any, stacks: Tree) -> Tree:
@@ -186,19 +210,9 @@ def _in_place(one: Callable[[Any, Tree], Tree], given: Any, stacks: Tree) -> Tre
         mine, old = jax.tree.map(lambda x: at(x, number), (given, stacks))
 
         def put(stack: jax.Array, new: jax.Array) -> jax.Array:
-            return lax.dynamic_update_index_in_dim(stack, new, number, 0)
+            return lax.dynamic_update_index_in_dim(stack, row_major(new), number, 0)
 
         return jax.tree.map(put, stacks, one(mine, old))
 
     count = len(jax.tree.leaves(stacks)[0])
     return lax.fori_loop(0, count, turn, stacks)
-
-
-def _unit(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Divided by the largest entry, and whether that is a number to divide by.
-
-    As gradients are before their bases are found: no square leaves the range of f32.
-    """
-    size = jnp.max(jnp.abs(rows))
-    usable = jnp.isfinite(size) & (size > 0)
-    return jnp.where(usable, rows / size, 0), usable
