@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from galore_optax._xla.sharding import explicit_sharding
 from galore_optax.backward.addend import Addend, Factored
-from galore_optax.backward.named import Named, einsum, is_explicit
+from galore_optax.backward.named import Named, einsum
 
 
 class Transpose(Protocol):
@@ -127,7 +128,5 @@ def by_letters(
 ) -> Transpose:
     """`dZ` from `dy`, from `x` if there is one, and from bases that project `outer`."""
     z = addend.variable.array()
-    sharding = jax.typeof(z).sharding if is_explicit(z) else None
-    return _ByLetters(
-        y, x, tuple(outer), addend.variable.axes, z.dtype, sharding, precision
-    )
+    axes, sharding = addend.variable.axes, explicit_sharding(z)
+    return _ByLetters(y, x, tuple(outer), axes, z.dtype, sharding, precision)

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from galore_optax._xla.sharding import explicit_sharding
 from galore_optax.backward.addend import Term
 
 
@@ -50,18 +51,14 @@ def einsum(
     )
 
 
-def is_explicit(x: jax.Array) -> bool:
-    """Whether the type of `x` says where it lies."""
-    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
-
-
 def _sharding(factors: Sequence[Named], axes: str) -> NamedSharding | None:
     """Of a product whose axes keep the mesh axes that they have in its factors."""
-    explicit = [x for x in factors if is_explicit(x.array)]
-    if not explicit:
-        return None
+    mesh: Any = None
     found: dict[str, Any] = {}
-    for array, letters in reversed(explicit):
-        found.update(zip(letters, jax.typeof(array).sharding.spec, strict=False))
-    mesh = jax.typeof(explicit[0].array).sharding.mesh
-    return NamedSharding(mesh, PartitionSpec(*map(found.get, axes)))
+    for array, letters in reversed(factors):
+        sharding = explicit_sharding(array)
+        if sharding is not None:
+            mesh = sharding.mesh
+            found.update(zip(letters, sharding.spec, strict=False))
+    spec = PartitionSpec(*map(found.get, axes))
+    return None if mesh is None else NamedSharding(mesh, spec)
