@@ -91,6 +91,11 @@ def is_state(node: Any) -> bool:
     return isinstance(node, GaLoreState)
 
 
+def replaced(state: Any, old: GaLoreState, new: GaLoreState) -> Any:
+    """`state` with `new` for its part `old`."""
+    return jax.tree.map(lambda x: new if x is old else x, state, is_leaf=is_state)
+
+
 def _state_of(plan: Plan, states: list[GaLoreState]) -> GaLoreState:
     for state in states:
         if _fits(plan, state):

@@ -10,7 +10,7 @@ from galore_optax._asking.record import (
     Recorded,
     galore_states,
     heard,
-    is_state,
+    replaced,
     updates_that_reach,
 )
 from galore_optax._inner.params_use import is_affine
@@ -73,7 +73,7 @@ def project_gradients(
     given = state
     for record, old in zip(records, galore_states(records, state), strict=True):
         gradients, new = _project(record, gradients, old, refresh)
-        state = _replaced(state, old, new)
+        state = replaced(state, old, new)
     if records:
         _refuse_what_precedes(tx, gradients, given, params)
     return gradients, state
@@ -157,7 +157,3 @@ def _project(
     found = {matrix.path: low[matrix.position] for matrix in plan.projected}
     values = [found.get(path, value) for path, value in flat.items()]
     return flat.rebuild(values, [path not in found for path in flat.paths]), state
-
-
-def _replaced(tree: Any, old: GaLoreState, new: GaLoreState) -> Any:
-    return jax.tree.map(lambda x: new if x is old else x, tree, is_leaf=is_state)

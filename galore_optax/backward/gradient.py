@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from galore_optax._asking.record import heard
 from galore_optax._projector.coordinates import project_gradients
 from galore_optax._projector.refresh import When
 from galore_optax.backward.interpreter import Interpreter
@@ -107,7 +106,7 @@ def value_and_projected_grad(
         weights = weights_of(tx, state, params)
         program = trace(of_leaves, weights.values, has_aux)
         state = _renewed(program, weights, tx, state, refresh)
-        value, low = _steady(program, weights.with_bases(tx, state))
+        value, low = _steady(program, weights.with_bases(state))
         return value if has_aux else value[0], low, state
 
     return run
@@ -133,13 +132,12 @@ def _renewed(
     """`state` with new bases for what is due."""
     if when is False or not any(weights.addends):
         return state
-    params = weights.tree(weights.values)
-    dense = needs_gradients(heard(tx, params)[0])
-    how = _renewed_by_gradients if dense else renew_by_passes
+    dense = needs_gradients(weights.records)
+    how = functools.partial(_renew_by_gradients, tx) if dense else renew_by_passes
 
     def renew(values: list[Any], bases: list[Any]) -> list[Any]:
         now = dataclasses.replace(weights, values=values)
-        return bases_of(how(program, now, tx, with_bases(state, bases), when))
+        return bases_of(how(program, now, with_bases(state, bases), when))
 
     def turn(_: Any, bases: list[Any]) -> list[Any]:
         # What depends on weights alone would be computed before the loop, due or not.
@@ -148,15 +146,14 @@ def _renewed(
     bases = bases_of(state)
     if when is True:
         return with_bases(state, renew(weights.values, bases))
-    due = is_due(tx, state, params)
-    turns = (due if when is None else due & when).astype(jnp.int32)
+    turns = is_due(weights.records, state, when).astype(jnp.int32)
     return with_bases(state, lax.fori_loop(0, turns, turn, bases))
 
 
-def _renewed_by_gradients(
+def _renew_by_gradients(
+    tx: optax.GradientTransformation,
     program: Traced,
     weights: Weights,
-    tx: optax.GradientTransformation,
     state: Any,
     when: When,
 ) -> Any:

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from galore_optax._asking.record import galore_states, heard, is_state
+from galore_optax._asking.record import Recorded, galore_states, heard, is_state
 from galore_optax._projector.coordinates import project_gradients
-from galore_optax._projector.refresh import any_lane, calendar, joined
+from galore_optax._projector.refresh import When, any_lane, owed_now
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
-from galore_optax._state import GaLoreState, read
+from galore_optax._state import read
 from galore_optax._storage.projectors import Floating, Projector
 from galore_optax._xla.sharding import explicit_sharding, place
 from galore_optax.backward.addend import Addend, Factored, Term
@@ -31,10 +31,11 @@ class Weights:
     structure: Any  # of params
     low: Any  # shapes of what `project_gradients` returns
     addends: list[Addend | None]  # with no array for `Z` yet
+    records: tuple[Recorded, ...]  # of every `galore`
 
-    def with_bases(self, tx: optax.GradientTransformation, state: Any) -> "Weights":
+    def with_bases(self, state: Any) -> "Weights":
         """The same with the bases in another `state`."""
-        addends = _addends(tx, state, self.tree(self.values), self.paths)
+        addends = _addends(self.records, state, self.paths)
         return dataclasses.replace(self, addends=addends)
 
     def named(self) -> "Weights":
@@ -83,8 +84,9 @@ def weights_of(tx: optax.GradientTransformation, state: Any, params: Any) -> Wei
     project = functools.partial(project_gradients, tx, refresh=False)
     low, _ = jax.eval_shape(project, params, state, params)
     values, structure = jax.tree.flatten(params)
-    addends = _addends(tx, state, params, flat.paths)
-    return Weights(values, flat.paths, structure, low, addends)
+    records, _ = heard(tx, params)
+    addends = _addends(records, state, flat.paths)
+    return Weights(values, flat.paths, structure, low, addends, records)
 
 
 def _check_differentiable(path: str, value: Any) -> None:
@@ -100,9 +102,8 @@ def _zeros(x: Any, dtype: jnp.dtype) -> jax.Array:
 
 
 def _addends(
-    tx: optax.GradientTransformation, state: Any, params: Any, paths: Sequence[str]
+    records: tuple[Recorded, ...], state: Any, paths: Sequence[str]
 ) -> list[Addend | None]:
-    records, _ = heard(tx, params)
     states = galore_states(records, state)
     found = {
         matrix.path: _addend(matrix, projectors)
@@ -127,17 +128,11 @@ def _addend(matrix: Matrix, projectors: tuple[Projector, ...]) -> Addend:
     return Addend(variable, tuple(bases), matrix.leaf_letters)
 
 
-def is_due(tx: optax.GradientTransformation, state: Any, params: Any) -> jax.Array:
-    """Whether a refresh of any matrix is outstanding, in any lane of a `vmap`."""
-    records, _ = heard(tx, params)
-    states = galore_states(records, state)
+def is_due(records: tuple[Recorded, ...], state: Any, when: When) -> jax.Array:
+    """Whether any matrix is to be renewed now, in any lane of a `vmap`."""
     owed = [
-        jnp.any(
-            calendar(record.plan, record.config.stagger).owed(
-                joined(record.plan, x.refresh.last), x.count
-            )
-        )
-        for record, x in zip(records, states, strict=True)
+        jnp.any(owed_now(record.plan, record.config.stagger, x.refresh, x.count, when))
+        for record, x in zip(records, galore_states(records, state), strict=True)
         if record.plan.projected
     ]
     return any_lane(jnp.any(jnp.stack(owed)))
@@ -160,8 +155,3 @@ def with_bases(state: Any, bases: list[Any]) -> Any:
         return node._replace(projector=projector, refresh=refresh)
 
     return jax.tree.map(replaced, state, is_leaf=is_state)
-
-
-def replaced(state: Any, old: GaLoreState, new: GaLoreState) -> Any:
-    """`state` with `new` for its part `old`."""
-    return jax.tree.map(lambda x: new if x is old else x, state, is_leaf=is_state)

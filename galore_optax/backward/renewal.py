@@ -14,16 +14,15 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from galore_optax import _state
-from galore_optax._asking.record import Recorded, galore_states, heard
+from galore_optax._asking.record import Recorded, galore_states, replaced
 from galore_optax._projector.groups import groups_of, leaves_of
 from galore_optax._projector.refresh import When, counted, joined, owed_now
 from galore_optax._projector.renew import Run, Turn, gathered
 from galore_optax._state import GaLoreState
-from galore_optax.backward.leaves import Weights, replaced
+from galore_optax.backward.leaves import Weights
 from galore_optax.backward.loss import Traced
 from galore_optax.backward.passes import products
 from galore_optax.backward.search import Columns, Search
@@ -36,19 +35,12 @@ def needs_gradients(records: Sequence[Recorded]) -> list[str]:
     return [repr(x) for x in methods if not isinstance(x, ByProducts)]
 
 
-def renew_by_passes(
-    program: Traced,
-    weights: Weights,
-    tx: optax.GradientTransformation,
-    state: Any,
-    when: When,
-) -> Any:
+def renew_by_passes(program: Traced, weights: Weights, state: Any, when: When) -> Any:
     """`state` with new bases for what is due; `when` as in `refresh_when_due`."""
-    records, _ = heard(tx, weights.tree(weights.values))
-    olds = galore_states(records, state)
+    olds = galore_states(weights.records, state)
     parts = [
         _part(weights, record, old, when)
-        for record, old in zip(records, olds, strict=True)
+        for record, old in zip(weights.records, olds, strict=True)
         if record.plan.projected
     ]
     searches = [search for part in parts for search in part.searches]
