@@ -18,6 +18,7 @@ import optax
 import galore_optax
 from galore_optax import memory
 from galore_optax.layerwise import Params
+from galore_optax.memory import _step
 
 FORMED, NEVER = "formed", "never"
 Step = Callable[[Params, Any, jax.Array], tuple[Params, Any, jax.Array]]
@@ -26,18 +27,8 @@ Differentiate = Callable[..., tuple[jax.Array, Any, Any]]
 
 
 def loss_of(sizes: memory.Sizes, remat: bool) -> Callable[[Params, Any], jax.Array]:
-    """Embed, a scan over the blocks, head."""
-    model = memory.model(sizes)
-    block = jax.checkpoint(model.block, prevent_cse=False) if remat else model.block
-
-    def loss(params: Params, batch: Any) -> jax.Array:
-        def layer(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
-            return block(weights, x, batch), None
-
-        x, _ = jax.lax.scan(layer, model.embed(params.embed, batch), params.blocks)
-        return model.head(params.head, params.embed, x, batch)
-
-    return loss
+    """That of the model which the planner compiles."""
+    return _step.loss_of(memory.model(sizes), remat)
 
 
 def training_step(
