@@ -40,14 +40,14 @@ class _Power:
         cold: jax.Array,
     ) -> jax.Array:
         # Not `basis_by_products`, for the products that are rounded.
-        start = self.start(gradient.shape, previous, key, cold)
-        noise = _noise(key, start.shape).astype(start.dtype)
+        noise = _noise(key, previous.shape[::-1]).astype(previous.dtype)
         rounded = self._rounded(gradient)
 
         def product(basis: jax.Array) -> jax.Array:
             coordinates = self._einsum("rm,mn->rn", basis, rounded)
             return self._einsum("rn,mn->rm", coordinates, rounded)
 
+        start = _beside(previous, noise, cold)
         return iterate(start, product, self.passes(cold), noise).T
 
     def passes(self, cold: jax.Array) -> jax.Array:
@@ -58,7 +58,7 @@ class _Power:
     ) -> jax.Array:
         del shape
         noise = _noise(key, previous.shape[::-1]).astype(previous.dtype)
-        return jnp.where(cold, noise, previous.T + _NOISE * noise)
+        return _beside(previous, noise, cold)
 
     def right(self, coordinates: jax.Array) -> jax.Array:
         return coordinates
@@ -86,6 +86,11 @@ class _Power:
 
     def _rounded(self, x: jax.Array) -> jax.Array:
         return x.astype(self.product_dtype) if x.dtype == jnp.float32 else x
+
+
+def _beside(previous: jax.Array, noise: jax.Array, cold: Any) -> jax.Array:
+    """Rows to start from: those in use with a little noise, or noise alone."""
+    return jnp.where(cold, noise, previous.T + _NOISE * noise)
 
 
 def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
