@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from galore_optax._asking import advice as advice
+from galore_optax._asking import advice
 from galore_optax._asking import table as tables
 from galore_optax._asking.held import Held, held_by_leaf, tree_bytes
 from galore_optax._asking.leaf_report import LeafReport

@@ -178,24 +178,23 @@ def _renew(
     projectors, refresh = old
     gradients, lanes, owed, key, count = inputs
     leaves = leaves_of(plan.projected, gradients, projectors)
-    cold = joined(plan, refresh.last) < 0
-    turn = Turn(lanes, owed, cold, plan.names)
+    last, refused = (joined(plan, counters) for counters in refresh)
+    turn = Turn(lanes, owed, last < 0, plan.names)
     run = Run(method, key, count)
     found, accepted = renew_leaves(leaves, turn, run, together=together)
-    return found, counted(plan, refresh, owed, accepted, count)
+    return found, counted(plan, (last, refused), owed, accepted, count)
 
 
 def counted(
     plan: Plan,
-    refresh: Refresh,
+    counters: tuple[jax.Array, jax.Array],
     owed: jax.Array,
     accepted: jax.Array,
     count: jax.Array,
 ) -> Refresh:
-    """The counters after step `count`, at which those owed were tried."""
-    last, refused = (joined(plan, counters) for counters in refresh)
-    last = jnp.where(accepted, count, last)
-    refused += (owed & ~accepted).astype(jnp.int32)
+    """The counters, `joined` so far, after step `count`, when those owed were tried."""
+    last = jnp.where(accepted, count, counters[0])
+    refused = counters[1] + (owed & ~accepted).astype(jnp.int32)
     return Refresh(*(_parted(plan, x, count) for x in (last, refused)))
 
 

@@ -55,6 +55,7 @@ class _Part(NamedTuple):
 
     record: Recorded
     old: GaLoreState
+    counters: tuple[jax.Array, jax.Array]  # joined, last and refused
     owed: Any
     searches: list[Search]
 
@@ -64,7 +65,7 @@ class _Part(NamedTuple):
         results = [search.finish(next(found)) for search in self.searches]
         groups = [search.group for search in self.searches]
         projectors, accepted = gathered(groups, results)
-        refresh = counted(plan, old.refresh, self.owed, accepted, old.count)
+        refresh = counted(plan, self.counters, self.owed, accepted, old.count)
         nodes = plan.arrange(map(_state.as_node, projectors))
         return old._replace(projector=nodes, refresh=refresh)
 
@@ -72,7 +73,8 @@ class _Part(NamedTuple):
 def _part(weights: Weights, record: Recorded, old: GaLoreState, when: When) -> _Part:
     plan, method = record.plan, cast(ByProducts, record.config.subspace)
     owed = owed_now(plan, record.config.stagger, old.refresh, old.count, when)
-    turn = Turn(owed, owed, joined(plan, old.refresh.last) < 0, plan.names)
+    last, refused = (joined(plan, counters) for counters in old.refresh)
+    turn = Turn(owed, owed, last < 0, plan.names)
     run = Run(method, old.key, old.count)
     places = [weights.paths.index(matrix.path) for matrix in plan.projected]
     values = [weights.values[place] for place in places]
@@ -87,7 +89,7 @@ def _part(weights: Weights, record: Recorded, old: GaLoreState, when: When) -> _
         )
         for group in groups_of(leaves, several=True)
     ]
-    return _Part(record, old, owed, searches)
+    return _Part(record, old, (last, refused), owed, searches)
 
 
 def _found(
