@@ -5,6 +5,7 @@
     steps      seconds of an optimizer step and of a refresh
     limited    LLaMA-7B trained in a process that may use 24 GB: peak bytes, tokens/s
     training   tokens/s and FLOP utilisation of whole training steps
+    never      coordinates of gradients never formed, beside those of gradients
     probes     a subspace method: orthonormality, captured energy, seconds
     torch      torch's AdamW and galore-torch, where torch with CUDA is
 
@@ -33,7 +34,7 @@ from benchmarks.lib import records
 from benchmarks.lib.shapes import Shapes
 from benchmarks.lib.subjects import ADAMW, EIGHT_BIT, GALORE, THEIRS, WIDE
 from benchmarks.speed.bases import METHODS, Basis
-from benchmarks.speed.gpu_steps import Step, TorchStep, Training
+from benchmarks.speed.gpu_steps import Equality, Step, TorchStep, Training
 
 LIMIT = 24e9  # bytes, of a card of this size
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
@@ -45,7 +46,7 @@ class Row:
     """One measurement, and what its process needs."""
 
     part: str
-    subject: Step | TorchStep | Training | Basis
+    subject: Step | TorchStep | Training | Basis | Equality
     seconds: float  # that it may take with nothing compiled yet; not begun with less
     limit: float | None = None  # bytes that its process may use
 
@@ -63,12 +64,16 @@ def rows() -> list[Row]:
     def step(model: str, shapes: Shapes, dtype: str, stacked: bool, name: str) -> Row:
         return Row("steps", Step(model, shapes, dtype, stacked, name), 20)
 
-    def training(model: str, batch: int, name: str) -> Row:
-        return Row("training", Training(model, name, batch, 256), 35)
+    def training(model: str, batch: int, name: str, **options: bool) -> Row:
+        return Row("training", Training(model, name, batch, 256, **options), 35)
 
     def limited(batch: int) -> Row:
         run = Training("7b", EIGHT_BIT, batch, 256, 10, remat=True, layerwise=True)
         return Row("limited", run, 120, LIMIT)
+
+    def never_7b(batch: int) -> Row:
+        run = Training("7b", EIGHT_BIT, batch, 256, 10, remat=True, never=True)
+        return Row("training", run, 120)
 
     def probes(shape: tuple[int, int], dtype: str, names: Sequence[str]) -> list[Row]:
         found = [Basis(name, shape, min(shape) // 4, dtype) for name in names]
@@ -76,15 +81,22 @@ def rows() -> list[Row]:
 
     return [
         *(step("7b", large, "bfloat16", True, name) for name in AT_7B),
-        limited(1),
-        *(training("60m", 64, name) for name in (GALORE, WIDE, ADAMW, EIGHT_BIT)),
+        *(training("60m", 64, name) for name in (GALORE, WIDE, ADAMW)),
+        training("60m", 64, GALORE, never=True),
+        *(training("1b", 16, name) for name in (GALORE, WIDE)),
+        training("1b", 16, GALORE, never=True),
+        *(Row("never", Equality("60m", x), 20) for x in ("float32", "bfloat16")),
+        *probes((4096, 11008), "bfloat16", ("power", "eigh")),
         *(step("60m", small, "float32", True, name) for name in BOTH),
         *(step("60m", small, "float32", False, name) for name in (*BOTH, THEIRS)),
-        *probes((4096, 11008), "bfloat16", ("power", "eigh")),
+        limited(8),
+        never_7b(8),
+        training("60m", 64, EIGHT_BIT),
+        *(training("1b", 16, name, remat=True) for name in (GALORE, WIDE)),
+        training("1b", 16, GALORE, remat=True, never=True),
         *(Row("torch", TorchStep("60m", small, name), 20) for name in torch_names()),
         *probes((768, 3072), "float32", tuple(METHODS)),
-        *(training("1b", 16, name) for name in (GALORE, WIDE)),
-        limited(8),
+        limited(1),
         *probes((768, 3072), "bfloat16", tuple(METHODS)),
         *probes((4096, 4096), "bfloat16", ("power", "eigh", "svd")),
     ]
@@ -100,6 +112,8 @@ def tiny() -> list[Row]:
         Row("steps", Step("tiny", shapes, "bfloat16", True, WIDE), 0),
         Row("limited", layerwise, 0, LIMIT),
         Row("training", whole, 0),
+        Row("training", dataclasses.replace(whole, method=GALORE, never=True), 0),
+        Row("never", Equality("demo", "float32"), 0),
         *(Row("probes", Basis(name, (48, 64), 8, "float32"), 0) for name in METHODS),
     ]
 
