@@ -54,7 +54,7 @@ class Row:
         return f"{self.part}: {self.subject}"
 
 
-BOTH, AT_7B = (ADAMW, GALORE), (GALORE, EIGHT_BIT, ADAMW, WIDE)
+BOTH = ADAMW, GALORE
 
 
 def rows() -> list[Row]:
@@ -80,13 +80,16 @@ def rows() -> list[Row]:
         return [Row("probes", basis, 30) for basis in found]
 
     return [
-        *(step("7b", large, "bfloat16", True, name) for name in AT_7B),
-        *(training("60m", 64, name) for name in (GALORE, WIDE, ADAMW)),
+        step("7b", large, "bfloat16", True, GALORE),
         training("60m", 64, GALORE, never=True),
-        *(training("1b", 16, name) for name in (GALORE, WIDE)),
         training("1b", 16, GALORE, never=True),
+        step("7b", large, "bfloat16", True, EIGHT_BIT),
+        *(training("60m", 64, name) for name in (GALORE, WIDE, ADAMW)),
+        *(training("1b", 16, name) for name in (GALORE, WIDE)),
+        step("7b", large, "bfloat16", True, ADAMW),
         *(Row("never", Equality("60m", x), 20) for x in ("float32", "bfloat16")),
         *probes((4096, 11008), "bfloat16", ("power", "eigh")),
+        step("7b", large, "bfloat16", True, WIDE),
         *(step("60m", small, "float32", True, name) for name in BOTH),
         *(step("60m", small, "float32", False, name) for name in (*BOTH, THEIRS)),
         limited(8),
@@ -173,8 +176,9 @@ class Card:
             "JAX_COMPILATION_CACHE_DIR": str(CACHE),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
         } | os.environ
-        if row.limit and self.memory:
-            told[FRACTION] = f"{row.limit / self.memory:.4f}"
+        if self.memory:
+            share = min(0.95, (row.limit or self.memory) / self.memory)
+            told[FRACTION] = f"{share:.4f}"
         options = {"cwd": records.ROOT, "capture_output": True, "text": True}
         try:
             done = subprocess.run(

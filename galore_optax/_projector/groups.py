@@ -23,8 +23,9 @@ from galore_optax._xla.order import row_major, unknown
 from galore_optax._xla.sharding import explicit_sharding, place, replicated
 
 _BRANCHES = 16  # of one switch
-_AT_ONCE = 8  # matrices in one turn, where that is worth it, and
-_AT_ONCE_BYTES = 2**29  # of their gradients in f32
+_ALONE = 8  # matrices of a leaf that is a group of its own
+_AT_ONCE = 16  # matrices in one turn, where that is worth it, and
+_AT_ONCE_BYTES = 2**30  # of their gradients
 
 
 class Cut(NamedTuple):
@@ -113,7 +114,7 @@ def groups_of(leaves: Sequence[Leaf], several: bool) -> list["Group"]:
     """
     found: dict[Any, list[int]] = {}
     for position, leaf in enumerate(leaves):
-        alone = several and leaf.matrix.count >= _AT_ONCE
+        alone = several and leaf.matrix.count >= _ALONE
         found.setdefault((leaf.kind, position if alone else None), []).append(position)
     return [Group(x, [leaves[i] for i in x]) for x in found.values()]
 
@@ -137,8 +138,9 @@ class Group:
     @property
     def at_once(self) -> int:
         """Matrices in one turn of the loop, on accelerators."""
-        matrix = self.leaves[0].matrix
-        size = 4 * matrix.size(matrix.rows) * matrix.size(matrix.cols)
+        matrix, gradient = self.leaves[0].matrix, self.leaves[0].gradient
+        entries = matrix.size(matrix.rows) * matrix.size(matrix.cols)
+        size = gradient.dtype.itemsize * entries
         return min(sum(self.counts), _AT_ONCE, max(1, _AT_ONCE_BYTES // size))
 
     def views(self, entries: jax.Array) -> list[jax.Array]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from galore_optax._projector.groups import Group, at, parts, split
+from galore_optax._projector.groups import Group, each, parts, split
 from galore_optax._projector.project import accumulation_dtype
 from galore_optax._projector.refresh import any_lane
 from galore_optax._projector.renew import (
@@ -104,46 +104,50 @@ class Search:
 
         left = self.by_leaf(self._passes)
         pairs = zip(left, coordinates, strict=True)
-        return [_in_place(one, given, columns) for given, columns in pairs]
+        return [self._each(one, given, columns) for given, columns in pairs]
 
     def after(
         self, number: jax.Array, products: list[jax.Array], found: Columns
     ) -> Columns:
         """Of products `G Y`, what the next turn starts from, or the last of all."""
 
-        def keep(columns: jax.Array, old: Columns) -> Columns:
-            del columns
-            return old
-
-        def last(columns: jax.Array, old: Columns) -> Columns:
-            rows, usable = self._unit(columns)
-            return Columns(self._kept(rows), old.usable & usable)
-
-        def another(columns: jax.Array, old: Columns) -> Columns:
-            rows, usable = self._unit(columns)
-            return Columns(self._kept(self.method.between(rows)), old.usable & usable)
-
         def one(given: Any, old: Columns) -> Columns:
             columns, left = given
-            which = jnp.clip(left - number, 0, 2)
-            return lax.switch(which, [keep, last, another], columns, old)
 
-        return _in_place(one, (jnp.concatenate(products), self._passes), found)
+            def another(old: Columns) -> Columns:
+                rows, usable = self._unit(columns)
+                rows = _if(left > number + 1, self.method.between, rows)
+                return Columns(self._kept(rows), old.usable & usable)
+
+            return _if(left > number, another, old)
+
+        return self._each(one, (jnp.concatenate(products), self._passes), found)
 
     def finish(self, found: tuple[Columns, ...]) -> Found:
         """New projectors by leaf, and which matrices took one."""
 
-        def keep(columns: Any, name: jax.Array, old: Projectors) -> Any:
-            del columns, name
-            return old, jnp.bool_(False)
-
         def one(given: Any, old: Any) -> tuple[Projectors, jax.Array]:
-            return lax.cond(old[1], self._renew, keep, *given, old[0])
+            columns, name = given
+            return _if(old[1], lambda old: self._renew(columns, name, old[0]), old)
 
         usable = functools.reduce(jnp.logical_and, [x.usable for x in found])
         given = [x.columns for x in found], jnp.asarray(self.turn.names)
-        stacks, accepted = _in_place(one, given, (self._stacks, usable))
+        stacks, accepted = self._each(one, given, (self._stacks, usable))
         return split(self.group.leaves, stacks, self.run.step), accepted
+
+    def _each(self, one: Callable[[Any, Tree], Tree], given: Any, stacks: Tree) -> Tree:
+        """`_in_place`: one matrix a turn on CPU, several elsewhere, as in `renew`."""
+        count = len(jax.tree.leaves(stacks)[0])
+        several = max(x for x in range(1, self.group.at_once + 1) if count % x == 0)
+        run = functools.partial(_in_place, one)
+        if several == 1:
+            return run(1, given, stacks)
+        return lax.platform_dependent(
+            given,
+            stacks,
+            cpu=functools.partial(run, 1),
+            default=functools.partial(run, several),
+        )
 
     def _renew(
         self, columns: list[jax.Array], name: jax.Array, old: Projectors
@@ -155,7 +159,7 @@ class Search:
             check_shape(self.method, basis, self._shape(side), matrix.rank)
             bases.append(basis)
         new, sound = store(self.method, matrix.storage, bases, old)
-        return jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, old), sound
+        return _choose(sound, new, old), sound
 
     def _right(self, columns: jax.Array) -> jax.Array:
         return self._kept(self.method.right(self._unit(columns)[0]))
@@ -203,16 +207,35 @@ class Search:
         return basis.astype(self._wide)
 
 
-def _in_place(one: Callable[[Any, Tree], Tree], given: Any, stacks: Tree) -> Tree:
-    """`one(given, stack)` in place of each matrix's entry of `stacks`."""
+def _if(holds: jax.Array, change: Callable[[Tree], Tree], x: Tree) -> Tree:
+    """`change(x)` where it holds; where it does in no lane, nothing is computed."""
+
+    def some(x: Tree) -> Tree:
+        return _choose(holds, change(x), x)
+
+    return lax.cond(any_lane(holds), some, lambda x: x, x)
+
+
+def _choose(holds: jax.Array, new: Tree, old: Tree) -> Tree:
+    return jax.tree.map(lambda x, y: jnp.where(holds, x, y), new, old)
+
+
+def _in_place(
+    one: Callable[[Any, Tree], Tree], size: int, given: Any, stacks: Tree
+) -> Tree:
+    """`one(given, stack)` in place of the entries of `stacks`, `size` a turn."""
 
     def turn(number: jax.Array, stacks: Tree) -> Tree:
-        mine, old = jax.tree.map(lambda x: at(x, number), (given, stacks))
+        first = number * size
+
+        def now(x: jax.Array) -> jax.Array:
+            return lax.dynamic_slice_in_dim(x, first, size)
 
         def put(stack: jax.Array, new: jax.Array) -> jax.Array:
-            return lax.dynamic_update_index_in_dim(stack, row_major(new), number, 0)
+            return lax.dynamic_update_slice_in_dim(stack, row_major(new), first, 0)
 
-        return jax.tree.map(put, stacks, one(mine, old))
+        mine, old = jax.tree.map(now, (given, stacks))
+        return jax.tree.map(put, stacks, each(one, size)(mine, old))
 
     count = len(jax.tree.leaves(stacks)[0])
-    return lax.fori_loop(0, count, turn, stacks)
+    return lax.fori_loop(0, count // size, turn, stacks)
