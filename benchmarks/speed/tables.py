@@ -14,7 +14,7 @@ OURS, ADAMW, THEIRS = "galore_optax", "optax.adamw", "optax.contrib.galore"
 STEPPED = ADAMW, OURS, THEIRS
 STEP_HEAD = "", "compile", "steady step", "refresh", "state bytes"
 Found = dict[str, Any]
-CARD = "speed/gpu_h200"
+CARD, FIRST = "speed/gpu_h200", "speed/gpu_h200_first"
 
 
 @of("speed/optimizer_step")
@@ -204,6 +204,15 @@ def _refreshes(row: dict[str, Any]) -> tuple[str, str]:
 
 @of(CARD)
 def gpu_steps(found: Found) -> str:
+    return _gpu_steps(found)
+
+
+@of(FIRST)
+def gpu_steps_first(found: Found) -> str:
+    return _gpu_steps(found)
+
+
+def _gpu_steps(found: Found) -> str:
     rows = []
     for row in found["steps"].values():
         layout = "stacked" if row["stacked"] else "one leaf a matrix"
@@ -212,7 +221,7 @@ def gpu_steps(found: Found) -> str:
         state = gb(row["state_bytes"])
         what = _name_and_moments(row["optimizer"], row["dtype"])
         rows.append((setting, *what, *times, state))
-    for row in found["torch"].values():
+    for row in found.get("torch", {}).values():
         if "optimizer" in row:
             setting = f"{model(row['model'])}, f32, torch {row['torch']}"
             times = ms(row["steady_seconds"]), *_refreshes(row)
@@ -221,7 +230,7 @@ def gpu_steps(found: Found) -> str:
     return table((*head, "refresh, ms", "state"), rows)
 
 
-@of(CARD, "memory/plan_vs_compiler")
+@of(FIRST, "memory/plan_vs_compiler")
 def gpu_limited(found: Found, plans: Found) -> str:
     def estimate(tokens: int) -> float:
         return row_7b(plans, EIGHT_BIT, tokens, True)["estimate"]["total"]
@@ -245,6 +254,38 @@ def gpu_training(found: Found) -> str:
     rows = [
         (
             f"{model(row['model'])}, {row['tokens']:,} tokens a step",
+            *_method_and_moments(row),
+            f"{row['tokens_per_second']:,.0f}",
+            ms(row["steady_seconds"]),
+            ms(row["refresh_seconds"]) if "galore" in row["method"] else "",
+            _share(row["flop_utilisation"]),
+            gb(row["peak_bytes"]),
+        )
+        for row in found["training"].values()
+    ]
+    head = "bf16 weights", "", "moments", "tokens/s", "step, ms", "refresh, ms"
+    return table((*head, "of the card's peak", "peak memory"), rows)
+
+
+def _method_and_moments(row: dict[str, Any]) -> tuple[str, str]:
+    name, moments = _name_and_moments(row["method"], "bfloat16")
+    return name + (", gradients never formed" if row["never"] else ""), moments
+
+
+@of(CARD)
+def gpu_never_formed(found: Found) -> str:
+    rows = [
+        (model(row["model"]), MOMENTS[row["dtype"]], f"{max(row['errors']):.1e}")
+        for row in found["never"].values()
+    ]
+    return table(("model", "weights", "largest error of a leaf"), rows)
+
+
+@of(FIRST)
+def gpu_training_first(found: Found) -> str:
+    rows = [
+        (
+            f"{model(row['model'])}, {row['tokens']:,} tokens a step",
             *_name_and_moments(row["method"], "bfloat16"),
             f"{row['tokens_per_second']:,.0f}",
             _share(row["flop_utilisation"]),
@@ -256,7 +297,7 @@ def gpu_training(found: Found) -> str:
     return table((*head, "peak memory"), rows)
 
 
-@of(CARD)
+@of(FIRST)
 def gpu_probes(found: Found) -> str:
     rows = [
         (
@@ -273,7 +314,7 @@ def gpu_probes(found: Found) -> str:
     return table(head, rows)
 
 
-@of(CARD)
+@of(FIRST)
 def gpu_refresh(found: Found) -> str:
     """Seconds of one basis by shape, and of all of a 7B model's."""
     counts = Shapes.load("7b").matrices()
