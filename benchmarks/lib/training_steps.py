@@ -36,9 +36,14 @@ def training_step(
     tx: optax.GradientTransformation,
     gradients: str,
     refresh: bool | None = None,
+    shares: int = 1,
 ) -> Step:
-    """A step whose gradients are `FORMED` or `NEVER`; `refresh` as for `galore`."""
-    make = {FORMED: _formed, NEVER: _never}[gradients]
+    """A step whose gradients are `FORMED` or `NEVER`; `refresh` as for `galore`.
+
+    Without gradients, a refresh is made in `shares`.
+    """
+    never = functools.partial(_never, shares)
+    make = {FORMED: _formed, NEVER: never}[gradients]
     differentiate, update = make(loss, tx, refresh)
 
     def step(params: Params, state: Any, parts: jax.Array) -> Any:
@@ -59,10 +64,13 @@ def _formed(loss: Any, tx: optax.GradientTransformation, refresh: bool | None) -
     return differentiate, functools.partial(update, refresh=refresh)
 
 
-def _never(loss: Any, tx: optax.GradientTransformation, refresh: bool | None) -> Any:
+def _never(
+    shares: int, loss: Any, tx: optax.GradientTransformation, refresh: bool | None
+) -> Any:
     def differentiate(params: Any, state: Any, part: Any, first: bool) -> Any:
         make = galore_optax.value_and_projected_grad
-        value_and_grad = make(loss, tx, refresh=refresh if first else False)
+        when = refresh if first else False
+        value_and_grad = make(loss, tx, refresh=when, refresh_shares=shares)
         return value_and_grad(params, state, part)
 
     return differentiate, functools.partial(galore_optax.update_projected, tx)

@@ -53,10 +53,12 @@ class Held:
     gradients: str
     setting: Setting
     refresh: bool = True  # whether the program holds one, due or not
+    shares: int = 1  # in which it is made
 
     def __str__(self) -> str:
         steady = "" if self.refresh else ", without a refresh"
-        return f"{self.method}, {self.gradients}, {self.setting}{steady}"
+        shares = f", in {self.shares} shares" if self.shares > 1 else ""
+        return f"{self.method}, {self.gradients}, {self.setting}{steady}{shares}"
 
     def describe(self) -> dict[str, Any]:
         how = "layerwise" if self.setting.layerwise else self.gradients
@@ -67,6 +69,7 @@ class Held:
             "method": self.method.name,
             "gradients": how,
             "refresh": self.refresh,
+            "shares": self.shares,
         } | shape
 
     def measure(self, sizes: Sizes) -> dict[str, Any]:
@@ -99,7 +102,8 @@ class Held:
         given = abstract(sizes, tx, self.setting)
         placed = jax.tree.map(lambda x: x.update(sharding=sharding), given)
         loss = loss_of(sizes, self.setting.remat)
-        step = training_step(loss, tx, self.gradients, None if self.refresh else False)
+        refresh = None if self.refresh else False
+        step = training_step(loss, tx, self.gradients, refresh, self.shares)
         traced = jax.jit(step, donate_argnums=(0, 1)).trace(*placed)
         lowered = traced.lower(lowering_platforms=(target.platform,))
         return lowered.compile(compiler_options=OPTIONS)
@@ -113,6 +117,7 @@ def held(value: int = 1024) -> list[Held]:
     return [
         *(Held(galore, NEVER, x, refresh=False) for x in (short, long, four)),
         *(Held(galore, NEVER, x) for x in (short, long, four)),
+        *(Held(galore, NEVER, x, shares=3) for x in (short, long, four)),
         *(Held(galore, FORMED, x) for x in (short, long, four)),
         *(Held(galore, FORMED, x) for x in by_layer),
         Held(ADAMW, FORMED, short, refresh=False),

@@ -8,6 +8,7 @@
 No gradient is formed, and a sum over micro-batches inside the loss is exact.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -18,9 +19,9 @@ from jax import lax
 
 from galore_optax import _state
 from galore_optax._asking.record import Recorded, galore_states, replaced
-from galore_optax._projector.groups import groups_of, leaves_of
+from galore_optax._projector.groups import Leaf, groups_of, leaves_of
 from galore_optax._projector.refresh import When, counted, joined, owed_now
-from galore_optax._projector.renew import Run, Turn, gathered
+from galore_optax._projector.renew import Found, Run, Turn, gathered
 from galore_optax._state import GaLoreState
 from galore_optax.backward.leaves import Weights
 from galore_optax.backward.loss import Traced
@@ -35,19 +36,59 @@ def needs_gradients(records: Sequence[Recorded]) -> list[str]:
     return [repr(x) for x in methods if not isinstance(x, ByProducts)]
 
 
-def renew_by_passes(program: Traced, weights: Weights, state: Any, when: When) -> Any:
-    """`state` with new bases for what is due; `when` as in `refresh_when_due`."""
+def renew_by_passes(
+    program: Traced, weights: Weights, state: Any, when: When, shares: int = 1
+) -> Any:
+    """`state` with new bases for what is due.
+
+    Args:
+      program: the loss.
+      weights: of it.
+      state: of the transformation.
+      when: as in `refresh_when_due`.
+      shares: leaves are divided into as many, renewed one after another.
+    """
     olds = galore_states(weights.records, state)
     parts = [
-        _part(weights, record, old, when)
+        _part(weights, record, old, when, shares)
         for record, old in zip(weights.records, olds, strict=True)
         if record.plan.projected
     ]
     searches = [search for part in parts for search in part.searches]
-    found = iter(_found(program, weights, searches))
+    found = iter(_renewed(program, weights, searches))
     for part in parts:
         state = replaced(state, part.old, part.new(found))
     return state
+
+
+def _renewed(program: Traced, weights: Weights, searches: list[Search]) -> list[Found]:
+    """For each search what it finds, by one share of them after another."""
+    found: dict[int, Found] = {}
+    for share in sorted({search.share for search in searches}):
+        numbers = [i for i, search in enumerate(searches) if search.share == share]
+        # Or vectors of one share would be held beside those of the next.
+        done = [accepted for _, accepted in found.values()]
+        values, _ = lax.optimization_barrier((weights.values, done))
+        now = dataclasses.replace(weights, values=values)
+        ends = _found(program, now, [searches[i] for i in numbers])
+        for number, end in zip(numbers, ends, strict=True):
+            found[number] = searches[number].finish(end)
+    return [found[number] for number in range(len(searches))]
+
+
+def _shares(leaves: Sequence[Leaf], count: int) -> list[list[int]]:
+    """Positions of leaves in at most `count` shares of about the same size."""
+    shares: list[list[int]] = [[] for _ in range(min(count, len(leaves)))]
+
+    def held(position: int) -> int:
+        """Entries of the vectors on both sides of a leaf's matrices."""
+        matrix = leaves[position].matrix
+        sides = matrix.size(matrix.rows) + matrix.size(matrix.cols)
+        return matrix.count * matrix.rank * sides
+
+    for position in sorted(range(len(leaves)), key=held, reverse=True):
+        min(shares, key=lambda share: sum(map(held, share))).append(position)
+    return [sorted(share) for share in shares]
 
 
 class _Part(NamedTuple):
@@ -59,10 +100,10 @@ class _Part(NamedTuple):
     owed: Any
     searches: list[Search]
 
-    def new(self, found: Iterator[tuple[Columns, ...]]) -> GaLoreState:
+    def new(self, found: Iterator[Found]) -> GaLoreState:
         """From what is next in `found`."""
         plan, old = self.record.plan, self.old
-        results = [search.finish(next(found)) for search in self.searches]
+        results = [next(found) for _ in self.searches]
         groups = [search.group for search in self.searches]
         projectors, accepted = gathered(groups, results)
         refresh = counted(plan, self.counters, self.owed, accepted, old.count)
@@ -70,7 +111,9 @@ class _Part(NamedTuple):
         return old._replace(projector=nodes, refresh=refresh)
 
 
-def _part(weights: Weights, record: Recorded, old: GaLoreState, when: When) -> _Part:
+def _part(
+    weights: Weights, record: Recorded, old: GaLoreState, when: When, shares: int
+) -> _Part:
     plan, method = record.plan, cast(ByProducts, record.config.subspace)
     owed = owed_now(plan, record.config.stagger, old.refresh, old.count, when)
     last, refused = (joined(plan, counters) for counters in old.refresh)
@@ -79,17 +122,16 @@ def _part(weights: Weights, record: Recorded, old: GaLoreState, when: When) -> _
     places = [weights.paths.index(matrix.path) for matrix in plan.projected]
     values = [weights.values[place] for place in places]
     leaves = leaves_of(plan.projected, values, _state.read(plan, old))
-    searches = [
-        Search(
-            group,
-            tuple(places[position] for position in group.positions),
-            turn.at(group.entries),
-            run,
-            method,
-        )
-        for group in groups_of(leaves, several=True)
-    ]
-    return _Part(record, old, (last, refused), owed, searches)
+
+    def searches(share: int, positions: list[int]) -> Iterator[Search]:
+        for group in groups_of([leaves[i] for i in positions], several=True):
+            at = [positions[i] for i in group.positions]
+            where = tuple(places[position] for position in at)
+            group = dataclasses.replace(group, positions=at)
+            yield Search(group, where, turn.at(group.entries), run, method, share)
+
+    found = itertools.starmap(searches, enumerate(_shares(leaves, shares)))
+    return _Part(record, old, (last, refused), owed, list(itertools.chain(*found)))
 
 
 def _found(

@@ -51,6 +51,7 @@ class Search:
     turn: Turn
     run: Run
     method: ByProducts
+    share: int  # those of one share are made together, one share after another
 
     @property
     def sides(self) -> int:
@@ -232,7 +233,8 @@ def _in_place(
             return lax.dynamic_slice_in_dim(x, first, size)
 
         def put(stack: jax.Array, new: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice_in_dim(stack, row_major(new), first, 0)
+            changed = lax.dynamic_update_slice_in_dim(stack, row_major(new), first, 0)
+            return row_major(changed)
 
         mine, old = jax.tree.map(now, (given, stacks))
         return jax.tree.map(put, stacks, each(one, size)(mine, old))

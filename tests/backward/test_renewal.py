@@ -75,6 +75,26 @@ def test_bases_are_those_of_the_gradient(name: str, proj_type: Any) -> None:
         assert jnp.max(jnp.abs(new - old)) > 0.1
 
 
+@pytest.mark.parametrize("name", ["power", "randomized"])
+def test_several_matrices_a_turn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerators take them, with one stack that has a direction of zeros."""
+
+    def elsewhere(*arguments: Any, default: Any, **platforms: Any) -> Any:
+        del platforms
+        return default(*arguments)
+
+    with x64():
+        tx = stacked(subspace=METHODS[name])
+        params, x = wide((PARAMS, X))
+        params["down"] = params["down"].at[1].set(0)  # then up[1] has no gradient
+        state = tx.init(params)
+        one_by_one = jax.jit(value_and_projected_grad(loss, tx))(params, state, x)
+        monkeypatch.setattr(lax, "platform_dependent", elsewhere)
+        several = jax.jit(value_and_projected_grad(loss, tx))(params, state, x)
+        assert_same_bases(several[2], one_by_one[2])
+        assert several[2].refresh.refused["up"].tolist() == [0, 1, 0]
+
+
 def test_bases_of_a_gradient_of_any_size() -> None:
     """Squares of 1e-30 are zero in f32; the basis does not depend on the scale."""
     tx = stacked(subspace=METHODS["power"])
@@ -156,7 +176,8 @@ def test_renews_what_is_due_and_nothing_else() -> None:
         assert sorted(last[1]) == [0, 0, 3, 3, 3, 3]
 
 
-def test_passes() -> None:
+@pytest.mark.parametrize("shares", [1, 3])
+def test_passes(shares: int) -> None:
     """Two for each iteration of the matrix that takes most, and the step's own."""
     seen: list[int] = []
 
@@ -165,7 +186,7 @@ def test_passes() -> None:
         return loss(params, x)
 
     tx = stacked(subspace=subspace.power(steps=1, cold_steps=3), update_proj_gap=2)
-    step = jax.jit(value_and_projected_grad(noisy, tx))
+    step = jax.jit(value_and_projected_grad(noisy, tx, refresh_shares=shares))
     state, counts = tx.init(PARAMS), []
     for _ in range(3):
         _, low, state = step(PARAMS, state, X)
@@ -173,7 +194,30 @@ def test_passes() -> None:
         jax.effects_barrier()
         counts.append(len(seen))
         seen.clear()
-    assert counts == [2 * 3 + 1, 1, 2 * 1 + 1]
+    used = min(shares, len(PARAMS))
+    assert counts == [used * 2 * 3 + 1, 1, used * 2 * 1 + 1]
+
+
+def test_shares_of_the_leaves_find_the_same_bases() -> None:
+    with x64():
+        tx = stacked(subspace=METHODS["power"], proj_type="full")
+        params, x = wide((PARAMS, X))
+        state = tx.init(params)
+        whole, shared = (
+            value_and_projected_grad(loss, tx, refresh_shares=shares)
+            for shares in (1, 2)
+        )
+        run = jax.jit(lambda *args: (whole(*args), shared(*args)))
+        expected, found = run(params, state, x)
+        assert_same_bases(found[2], expected[2])
+
+
+@pytest.mark.parametrize(
+    ("shares", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)]
+)
+def test_refuses_shares_that_are_none(shares: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"refresh_shares={shares}"):
+        value_and_projected_grad(loss, stacked(), refresh_shares=shares)
 
 
 def test_forms_gradients_for_methods_that_need_them() -> None:

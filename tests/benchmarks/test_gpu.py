@@ -168,7 +168,9 @@ def test_an_unknown_card_has_no_share_of_its_peak() -> None:
     row |= {"tokens_per_second": 1e3, "flop_utilisation": None, "never": False}
     row |= {"steady_seconds": 0.02, "refresh_seconds": 1e-4}
     found = tables.gpu_training({"training": {"a": row}})
-    cells = "60M, 1,024 tokens a step | `optax.adamw` | f32 | 1,000 | 20 |  |  | 0.50 GB"
+    cells = (
+        "60M, 1,024 tokens a step | `optax.adamw` | f32 | 1,000 | 20 |  |  | 0.50 GB"
+    )
     assert found.splitlines()[2:] == [f"| {cells} |"]
     row["flop_utilisation"] = 0.25
     found = tables.gpu_training({"training": {"a": row}})
