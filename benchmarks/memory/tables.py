@@ -185,7 +185,7 @@ def never_formed_bytes(found: Found) -> str:
                 GRADIENTS[case["gradients"]],
                 f"{case['tokens']:,}",
                 str(case["accumulation"]),
-                "yes" if case["refresh"] else "no",
+                _refresh_of(case),
                 gb(row["total"]),
                 gb(row["temporaries"]),
                 "" if products is None else str(products),
@@ -194,6 +194,12 @@ def never_formed_bytes(found: Found) -> str:
     head = "optimizer", "gradients", "tokens", "micro-batches", "refresh in it"
     sizes = "total", "of it temporaries", "products that make a gradient"
     return table((*head, *sizes), rows)
+
+
+def _refresh_of(case: dict[str, Any]) -> str:
+    if not case["refresh"]:
+        return "no"
+    return f"in {case['shares']} shares" if case["shares"] > 1 else "yes"
 
 
 @of("memory/never_formed_wire")
