@@ -25,6 +25,9 @@ from galore_optax._wrapping.chain import chain as chain
 from galore_optax._wrapping.inject import STATIC_ARGS as STATIC_ARGS
 from galore_optax._wrapping.inject import inject_hyperparams as inject_hyperparams
 from galore_optax._wrapping.multi_steps import MultiSteps as MultiSteps
+from galore_optax._wrapping.multi_steps import (
+    ProjectedMultiSteps as ProjectedMultiSteps,
+)
 from galore_optax.backward import explain as explain
 from galore_optax.backward import value_and_projected_grad as value_and_projected_grad
 

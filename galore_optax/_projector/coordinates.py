@@ -4,6 +4,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from galore_optax._asking.record import (
@@ -102,7 +103,8 @@ def update_projected(
       full-size updates and the new state, as `tx.update` does.
 
     Raises:
-      ValueError: the coordinates are those of another tree, rank or side.
+      ValueError: the coordinates are those of another tree, rank or side, or `tx`
+        adds up gradients of full size.
 
     Example:
       >>> import galore_optax, jax.numpy as jnp, optax
@@ -114,8 +116,27 @@ def update_projected(
       >>> updates["w"].shape
       (16, 32)
     """
-    update = optax.with_extra_args_support(tx).update
+    _check_accumulation(coordinates, state)
+    # What is a class of its own, as ours for micro-steps, takes extra arguments too.
+    known = isinstance(tx, optax.GradientTransformation)
+    update: Any = optax.with_extra_args_support(tx).update if known else tx.update
     return update(coordinates, state, params, projected=True, **extra_args)
+
+
+def _check_accumulation(coordinates: Any, state: Any) -> None:
+    def accumulates(node: Any) -> bool:
+        return isinstance(node, optax.MultiStepsState)
+
+    low = jax.tree.leaves_with_path(coordinates)
+    for node in filter(accumulates, jax.tree.leaves(state, is_leaf=accumulates)):
+        sums = jax.tree.leaves(node.acc_grads)
+        for (path, x), kept in zip(low, sums, strict=False):
+            if jnp.shape(x) != jnp.shape(kept):
+                raise ValueError(
+                    f"{jax.tree_util.keystr(path, simple=True, separator='/')}: its"
+                    f" coordinates are {jnp.shape(x)}, and MultiSteps adds up gradients"
+                    f" of {jnp.shape(kept)}. Use galore_optax.ProjectedMultiSteps."
+                )
 
 
 def _refuse_what_precedes(

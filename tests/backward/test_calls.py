@@ -101,6 +101,7 @@ WRAPPED = {
         learning_rate=1e-3, rank=RANK, weight_decay=0.1
     ),
     "MultiSteps": lambda: galore_optax.MultiSteps(galore(), 2),
+    "coordinates added": lambda: galore_optax.ProjectedMultiSteps(galore(), 2),
     "no galore": lambda: optax.adam(1e-3),
 }
 
