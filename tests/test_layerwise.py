@@ -173,6 +173,62 @@ def test_equals_the_whole_tree(count: int, remat: bool, stagger: bool) -> None:
         assert_close(layerwise.Params(**found), expected, 0)
 
 
+def wide(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_of_layers_need_not_be_formed(count: int) -> None:
+    """The same steps, two refreshes among them; sums in f64 differ by 1e-15."""
+    tx = galore_optax.galore(
+        optax.sgd(0.1),
+        rank=4,
+        update_proj_gap=2,
+        subspace=galore_optax.subspace.power(),
+    )
+    clip = layerwise.clip_by_projected_norm(0.1)
+    with jax.enable_x64(True):
+        params = wide(parameters())
+        found = []
+        for form_gradients in (True, False):
+            step = layerwise.make_step(
+                TIED, tx, clip=clip, form_gradients=form_gradients
+            )
+            update = jax.jit(step.update)
+            carry = params, step.init(params)
+            for number in range(3):
+                *carry, report = update(*carry, batches(number, count))
+            found.append((*carry, report))
+        assert_close(found[1], found[0], 1e-9)
+        moved = jax.tree.map(lambda a, b: jnp.max(abs(a - b)), found[0][0], params)
+        assert min(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_no_product_makes_a_gradient_that_is_never_formed() -> None:
+    def products(form_gradients: bool) -> int:
+        step = layerwise.make_step(MODEL, galore(), form_gradients=form_gradients)
+        params = parameters()
+        traced = jax.make_jaxpr(step.update)(params, step.init(params), batches(0, 1))
+        matrices = {(WIDTH, HIDDEN), (HIDDEN, WIDTH)}
+        return sum(
+            equation.primitive.name == "dot_general"
+            and equation.outvars[0].aval.shape in matrices
+            for equation in all_equations(traced.jaxpr)
+        )
+
+    lifts = 2
+    assert products(form_gradients=False) == lifts
+    assert products(form_gradients=True) == 2 * lifts
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"remat": False}, {"clip": layerwise.clip_by_global_norm(1.0)}]
+)
+def test_what_needs_the_gradients_of_layers(chosen: Any) -> None:
+    with pytest.raises(ValueError, match="form_gradients=False"):
+        layerwise.make_step(MODEL, galore(), form_gradients=False, **chosen)
+
+
 def run_once(step: layerwise.Step, data: jax.Array) -> tuple[Any, Any]:
     params = parameters()
     params, _, report = jax.jit(step.update)(params, step.init(params), data)

@@ -166,10 +166,10 @@ class Settings:
                 f"gradients=never with optimizer={self.optimizer}, which needs them"
                 f" whole. Take 'galore_{self.optimizer}', or gradients=formed."
             )
-        if self.layerwise:
+        if self.layerwise and not self.remat:
             raise ValueError(
-                "gradients=never with layerwise, which forms the gradients of a layer"
-                " at a time. Leave one of them out."
+                "gradients=never with layerwise runs each layer again for its gradient."
+                " Add remat."
             )
         if self.clip and not self.clip_projected:
             raise ValueError(
@@ -289,9 +289,11 @@ class Settings:
         parts = self.config, self._numerics(), tx, self.accumulation, mesh
         if self.low_rank:
             return AdaptedProgram(*parts, self.low_rank)
+        if self.layerwise:
+            return LayerProgram(*parts, self._clip(), not self._never_formed)
         if self._never_formed:
             return NeverFormedProgram(*parts, self.clip)
-        return LayerProgram(*parts, self._clip()) if self.layerwise else Program(*parts)
+        return Program(*parts)
 
     def _numerics(self) -> Numerics:
         head = self.config.width // self.config.heads

@@ -159,12 +159,14 @@ class LayerProgram(Program):
     """The same, with each layer updated as soon as its gradient is there."""
 
     clip: layerwise.Clip | None = None
+    form_gradients: bool = True
     step: layerwise.Step = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         model, remat = layers.functions(self.shapes()), self.numerics.remat
-        step = layerwise.make_step(model, self.tx, clip=self.clip, remat=remat)
+        options = {"remat": remat, "form_gradients": self.form_gradients}
+        step = layerwise.make_step(model, self.tx, clip=self.clip, **options)
         object.__setattr__(self, "step", step)
 
     def init_optimizer(self, params: Any) -> Any:

@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,23 +105,50 @@ def value_and_projected_grad(
     _check_shares(refresh_shares)
 
     def run(params: Any, state: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
-        def of_leaves(leaves: Sequence[Any]) -> Any:
-            tree = weights.tree(leaves)
-            return loss(*args[:argnums], tree, *args[argnums:], **kwargs)
+        def of_params(params: Any, beside: tuple[()]) -> Any:
+            del beside
+            return loss(*args[:argnums], params, *args[argnums:], **kwargs)
 
-        weights = weights_of(tx, state, params)
-        program = trace(of_leaves, weights.values, has_aux)
-        by_passes = functools.partial(renew_by_passes, shares=refresh_shares)
-        dense = needs_gradients(weights.records)
-        how = functools.partial(_renew_by_gradients, tx) if dense else by_passes
-        state = _renewed(how, program, weights, state, refresh)
-        value, low = _steady(program, weights.with_bases(state))
+        value, (low, _), state = differentiated(
+            of_params,
+            tx,
+            params,
+            (),
+            state,
+            has_aux=has_aux,
+            refresh=refresh,
+            shares=refresh_shares,
+        )
         return value if has_aux else value[0], low, state
 
     return run
 
 
-def _steady(program: Traced, weights: Weights) -> tuple[Any, Any]:
+def differentiated(
+    loss: Callable[[Any, Any], Any],
+    tx: optax.GradientTransformation,
+    params: Any,
+    others: Any,
+    state: Any,
+    *,
+    has_aux: bool = False,
+    refresh: When = None,
+    shares: int = 1,
+) -> tuple[Any, tuple[Any, Any], Any]:
+    """Value and aux of `loss(params, others)`, its derivatives, and the new state.
+
+    Those by `params` are coordinates, those by `others` whole.
+    """
+    weights = weights_of(tx, state, params).beside(others)
+    program = trace(lambda x: loss(*weights.tree(x)), weights.values, has_aux)
+    by_passes = functools.partial(renew_by_passes, shares=shares)
+    dense = needs_gradients(weights.records)
+    how = functools.partial(_renew_by_gradients, tx) if dense else by_passes
+    state = _renewed(how, program, weights, state, refresh)
+    return *_steady(program, weights.with_bases(state)), state
+
+
+def _steady(program: Traced, weights: Weights) -> tuple[Any, tuple[Any, Any]]:
     """Value and aux, and the coordinates of each leaf or its gradient."""
 
     def of_variables(variables: list[Any]) -> tuple[Any, Any]:
@@ -169,6 +196,6 @@ def _renew_by_gradients(
 ) -> Any:
     run = functools.partial(program.run, Interpreter())
     gradients, _ = jax.grad(run, has_aux=True)(weights.values)
-    params = weights.tree(weights.values)
-    tree = weights.tree(gradients)
+    params, _ = weights.tree(weights.values)
+    tree, _ = weights.tree(gradients)
     return project_gradients(tx, tree, state, params, refresh=when)[1]

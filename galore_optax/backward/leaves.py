@@ -46,6 +46,18 @@ class Weights:
         ]
         return dataclasses.replace(self, addends=addends)
 
+    def beside(self, others: Any) -> "Weights":
+        """With the leaves of another tree, which have no addends; trees are pairs."""
+        leaves = jax.tree.leaves(others)
+        return dataclasses.replace(
+            self,
+            values=[*self.values, *leaves],
+            paths=(*self.paths, *("" for _ in leaves)),
+            structure=jax.tree.structure((self.tree(self.values), others)),
+            low=(self.low, others),
+            addends=[*self.addends, *(None for _ in leaves)],
+        )
+
     def tree(self, leaves: Sequence[Any]) -> Any:
         return jax.tree.unflatten(self.structure, leaves)
 

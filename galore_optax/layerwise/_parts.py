@@ -13,6 +13,7 @@ from jax import lax
 from galore_optax._context import Whole, within
 from galore_optax._projector.coordinates import project_gradients
 from galore_optax._xla.order import row_major
+from galore_optax.backward.gradient import differentiated
 
 
 class Params(NamedTuple):
@@ -102,6 +103,12 @@ def by_part(params: Params, of: Callable[[Part], Any]) -> Params:
     return Params(of(EMBED), jax.vmap(lambda i: of(block(i)))(layers), of(HEAD))
 
 
+class Coordinates(NamedTuple):
+    """A gradient that was never formed."""
+
+    tree: Any  # as `project_gradients` returns it
+
+
 class Optimizer(NamedTuple):
     """A transformation, run on one part at a time as if it had all."""
 
@@ -120,6 +127,11 @@ class Optimizer(NamedTuple):
         self, part: Part, gradient: Any, state: Any, params: Any, **extra_args: Any
     ) -> tuple[Any, Any]:
         """New parameters and state of one part."""
+        if isinstance(gradient, Coordinates):
+            # What is due was renewed when they were found.
+            gradient = gradient.tree
+            extra_args = {k: v for k, v in extra_args.items() if k != "refresh"}
+            extra_args["projected"] = True
 
         def run() -> tuple[Any, Any]:
             return self.tx.update(
@@ -133,6 +145,8 @@ class Optimizer(NamedTuple):
         self, part: Part, gradient: Any, state: Any, params: Any, refresh: Any
     ) -> tuple[Any, Any]:
         """The coordinates of a gradient, and the state with the bases used."""
+        if isinstance(gradient, Coordinates):
+            return gradient.tree, state
 
         def run() -> tuple[Any, Any]:
             trees = part.alone(gradient), state, part.alone(params)
@@ -140,6 +154,21 @@ class Optimizer(NamedTuple):
 
         low, state = self._in(part, run)
         return getattr(low, part.name), state
+
+    def differentiate(
+        self, part: Part, value: Any, params: Any, x: Any, state: Any, refresh: Any
+    ) -> tuple[Coordinates, Any, Any]:
+        """Of `value(params, x)`: coordinates, the derivative by x, the state."""
+
+        def of_part(params: Params, x: Any) -> Any:
+            return value(getattr(params, part.name), x)
+
+        def run() -> Any:
+            trees = part.alone(params), x, state
+            return differentiated(of_part, self.tx, *trees, refresh=refresh)
+
+        _, (low, dx), state = self._in(part, run)
+        return Coordinates(getattr(low, part.name)), dx, state
 
     def _in(self, part: Part, run: Callable[[], Any]) -> Any:
         with within(whole=Whole(self.shapes, part.layer)):

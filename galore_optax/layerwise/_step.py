@@ -19,7 +19,7 @@ from galore_optax._projector.refresh import When
 from galore_optax.layerwise._check import refuse_mixing
 from galore_optax.layerwise._clip import Clip
 from galore_optax.layerwise._parts import Optimizer, Params, Part, by_part, layers_of
-from galore_optax.layerwise._sweep import Model, Use, sweep, visit
+from galore_optax.layerwise._sweep import Differentiate, Model, Use, sweep, visit
 
 
 class Report(NamedTuple):
@@ -48,6 +48,7 @@ def make_step(
     *,
     clip: Clip | None = None,
     remat: bool = True,
+    form_gradients: bool = True,
 ) -> Step:
     r"""A training step that holds the gradient of one layer at a time.
 
@@ -69,6 +70,9 @@ def make_step(
       clip: `clip_by_global_norm(...)`, `clip_by_projected_norm(...)` or nothing.
       remat: keep only the inputs of layers, and compute each layer again for its
         gradient; without it, all that the backward pass of every layer needs is kept.
+      form_gradients: if not, those of layers are found in coordinates, as by
+        `value_and_projected_grad`: fewer FLOPs, and not even one layer's gradient.
+        A refresh takes more passes of its layer.
 
     Returns:
       `init(params) -> state` and `update(params, state, batches) -> (params, state,
@@ -76,7 +80,8 @@ def make_step(
       arguments of `update` go to that of `tx`, `refresh` of `galore` among them.
 
     Raises:
-      ValueError: from `init`, `tx` needs all gradients at once, or blocks are no stack;
+      ValueError: without gradients, `remat` is off or they are clipped by their norm;
+        from `init`, `tx` needs all gradients at once, or blocks are no stack;
         from `update`, leaves of `batches` without a common leading axis,
         `clip_by_global_norm` or `refresh=True` with several micro-batches.
       TypeError: `tx` is no transformation, `clip` no clipping.
@@ -112,7 +117,10 @@ def make_step(
             f"clip={clip!r} is no clipping. Pass"
             " layerwise.clip_by_global_norm(1.0) or None."
         )
-    stepper = _Stepper(model, optax.with_extra_args_support(tx), clip, remat)
+    if not form_gradients:
+        _check_never_formed(clip, remat)
+    tx = optax.with_extra_args_support(tx)
+    stepper = _Stepper(model, tx, clip, remat, form_gradients)
     # Compiled, or the zeros of all moments would exist in f32 before they are coded.
     return Step(jax.jit(stepper.init), stepper.update)
 
@@ -125,6 +133,7 @@ class _Stepper:
     tx: optax.GradientTransformationExtraArgs
     clip: Clip | None
     remat: bool
+    form_gradients: bool
 
     def init(self, params: Params) -> Params:
         refuse_mixing(self.tx, params)
@@ -158,8 +167,16 @@ class _Stepper:
             new = optimizer.update(part, gradient, state, params, **extra_args)
             return *new, square
 
+        def differentiate(
+            part: Part, value: Any, params: Any, x: Any, carry: Any
+        ) -> Any:
+            before, state, squares = carry
+            refresh = extra_args.get("refresh")
+            found = optimizer.differentiate(part, value, params, x, state, refresh)
+            return *found[:2], (before, found[2], squares)
+
         carry = _together(params, state, _zeros(params))
-        loss, carry = sweep(self.model, _first, carry, batch, 1, use, remat=self.remat)
+        loss, carry = self._sweep(_first, carry, batch, 1, use, differentiate)
         params, state, squares = _apart(carry)
         return params, state, Report(loss, _root(squares))
 
@@ -169,7 +186,10 @@ class _Stepper:
         def use(part: Part, gradient: Any, params: Any, carry: Any) -> Any:
             return _square(gradient)
 
-        _, squares = self._measure(params, _zeros(params), batch, 1, use)
+        zeros = _zeros(params)
+        _, squares = sweep(
+            self.model, lambda _: params, zeros, batch, 1, use, remat=self.remat
+        )
         return _root(squares)
 
     def _accumulated(
@@ -183,15 +203,24 @@ class _Stepper:
 
         def micro_batch(carry: Params, batch_and_first: Any) -> Any:
             batch, first = batch_and_first
+            refresh = when if isinstance(when, bool) else first & when
 
             def use(part: Part, gradient: Any, params: Any, carry: Any) -> Any:
                 state, total = carry
-                refresh = when if isinstance(when, bool) else first & when
                 low, state = optimizer.project(part, gradient, state, params, refresh)
                 add = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, low)
                 return state, add
 
-            loss, carry = self._measure(params, carry, batch, 1 / count, use)
+            def differentiate(
+                part: Part, value: Any, params: Any, x: Any, carry: Any
+            ) -> Any:
+                state, total = carry
+                found = optimizer.differentiate(part, value, params, x, state, refresh)
+                return *found[:2], (found[2], total)
+
+            loss, carry = self._sweep(
+                lambda _: params, carry, batch, 1 / count, use, differentiate
+            )
             return carry, loss
 
         carry = _together(state, self._zero_coordinates(optimizer, params, state))
@@ -212,12 +241,24 @@ class _Stepper:
         params, state = _apart(carry)
         return params, state, Report(jnp.mean(losses), norm)
 
-    def _measure(
-        self, params: Params, carry: Params, batch: Any, weight: float, use: Use
+    def _sweep(
+        self,
+        params_in: Callable[[Params], Params],
+        carry: Params,
+        batch: Any,
+        weight: float,
+        use: Use,
+        differentiate: Differentiate,
     ) -> tuple[jax.Array, Params]:
-        """A backward pass that changes no parameters."""
         return sweep(
-            self.model, lambda _: params, carry, batch, weight, use, remat=self.remat
+            self.model,
+            params_in,
+            carry,
+            batch,
+            weight,
+            use,
+            remat=self.remat,
+            differentiate=None if self.form_gradients else differentiate,
         )
 
     def _factor(self, norm: jax.Array) -> jax.Array | None:
@@ -281,6 +322,19 @@ def _apart(carry: Params) -> list[Params]:
 
 def _first(carry: Params) -> Params:
     return _apart(carry)[0]
+
+
+def _check_never_formed(clip: Clip | None, remat: bool) -> None:
+    if clip is not None and not clip.projected:
+        raise ValueError(
+            "clip_by_global_norm with form_gradients=False: the norm is that of"
+            " gradients. Use clip_by_projected_norm."
+        )
+    if not remat:
+        raise ValueError(
+            "remat=False with form_gradients=False: a layer runs again with the basis"
+            " that its coordinates are found with. Leave remat on."
+        )
 
 
 def _scaled(tree: Any, factor: jax.Array | None) -> Any:

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from galore_optax.layerwise._parts import (
     EMBED,
     HEAD,
+    Coordinates,
     Params,
     Part,
     at,
@@ -28,6 +30,9 @@ from galore_optax.layerwise._parts import (
 
 # (part, gradient, its parameters, its carry) -> its new carry
 Use: TypeAlias = Callable[[Part, Any, Any, Any], Any]
+# (layer, function of its parameters and x, parameters, x, carry) -> coordinates of its
+# gradient, derivative by x, new carry
+Differentiate: TypeAlias = Callable[..., tuple[Coordinates, Any, Any]]
 
 
 class Model(NamedTuple):
@@ -62,6 +67,7 @@ def sweep(
     use: Use,
     *,
     remat: bool,
+    differentiate: Differentiate | None = None,
 ) -> tuple[jax.Array, Params]:
     """Runs `use` on the gradient of each part.
 
@@ -73,6 +79,8 @@ def sweep(
       weight: factor on all gradients.
       use: called once for the embedding, for each layer and for the head; last first.
       remat: compute a layer again for its gradient, instead of keeping what is inside.
+      differentiate: finds the gradients of layers in coordinates, with `remat`;
+        `None` to form them.
 
     Returns:
       the loss, not weighted, and the new carry.
@@ -97,9 +105,13 @@ def sweep(
     def back(i: jax.Array, state: tuple[Any, Params]) -> tuple[Any, Params]:
         dx, carry = state
         part = block(layers - 1 - i)
-        layer = part.of(params_in(carry))
-        gradient, dx = kept.backward(layer, at(inputs, part.layer), dx)
-        return dx, used(part, gradient, carry)
+        layer, input_ = part.of(params_in(carry)), at(inputs, part.layer)
+        if differentiate is None:
+            gradient, dx = kept.backward(layer, input_, dx)
+            return dx, used(part, gradient, carry)
+        value, mine = kept.value(dx), part.of(carry)
+        low, dx, mine = differentiate(part, value, layer, input_, mine)
+        return dx, part.put(carry, use(part, low, layer, mine))
 
     layers = layers_of(params)
     dx, carry = lax.fori_loop(0, layers, back, (dx, used(HEAD, of_head, carry)))
@@ -148,6 +160,14 @@ class _Kept:
             next(others) if index is None else weights[index] for index in self.of_layer
         ]
         return jax.tree.unflatten(self.treedef, residuals)(dy)
+
+    def value(self, dy: Any) -> Callable[[Any, Any], jax.Array]:
+        """A function of a layer and its input whose derivatives are those for `dy`."""
+
+        def inner(layer: Any, x: Any) -> jax.Array:
+            return optax.tree.vdot(dy, self._run(layer, x))
+
+        return inner
 
     def _run(self, layer: Any, x: Any) -> Any:
         return self.block(layer, x, self.batch)

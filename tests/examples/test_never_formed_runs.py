@@ -39,8 +39,9 @@ def losses(files: Path, out: Path, **changes: Any) -> list[float]:
     [
         pytest.param({}, marks=pytest.mark.slow),
         {"remat": True, "mesh": ("data=2", "fsdp=2")},
+        {"remat": True, "layerwise": True},
     ],
-    ids=["plain", "remat on a mesh"],
+    ids=["plain", "remat on a mesh", "layerwise"],
 )
 def test_never_formed_is_the_same_run(
     files: Path, tmp_path: Path, shape: dict[str, Any]
@@ -91,7 +92,10 @@ def test_coordinates_are_clipped_by_their_own_norm(files: Path, tmp_path: Path) 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "word": ({"gradients": "none"}, "unknown gradients='none'; known: formed, never"),
-    "layers": (NEVER | {"layerwise": True}, "gradients=never with layerwise"),
+    "layers": (
+        NEVER | {"layerwise": True},
+        "layerwise runs each layer again.* Add remat",
+    ),
     "optimizer": (NEVER | {"optimizer": "adamw"}, "Take 'galore_adamw', or"),
     "norm": ({"gradients": "never"}, "clip=1.0 could measure. Add clip_projected"),
 }
