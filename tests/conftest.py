@@ -15,13 +15,16 @@ import tempfile
 from collections.abc import Iterator
 
 import jax
+import jaxlib.version
 import pytest
 
 _devices = os.environ.get("GALORE_OPTAX_TEST_DEVICES", "8")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + f" --xla_force_host_platform_device_count={_devices}"
-)
+_flags = [f"--xla_force_host_platform_device_count={_devices}"]
+if jaxlib.version.__version_info__ < (0, 11):
+    # Its emitters for fusions take three times as long to compile; later versions have
+    # no others.
+    _flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_flags])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
