@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import optax
 
 import galore_optax
+from benchmarks.lib import step as steps
+from benchmarks.lib.llama import model
 from galore_optax import memory
 from galore_optax.layerwise import Params
-from galore_optax.memory import _step
 
 FORMED, NEVER = "formed", "never"
 Step = Callable[[Params, Any, jax.Array], tuple[Params, Any, jax.Array]]
@@ -27,8 +28,8 @@ Differentiate = Callable[..., tuple[jax.Array, Any, Any]]
 
 
 def loss_of(sizes: memory.Sizes, remat: bool) -> Callable[[Params, Any], jax.Array]:
-    """That of the model which the planner compiles."""
-    return _step.loss_of(memory.model(sizes), remat)
+    """That of the model which is compiled."""
+    return steps.loss_of(model(sizes), remat)
 
 
 def training_step(

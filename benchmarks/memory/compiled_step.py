@@ -39,6 +39,7 @@ from benchmarks.lib.subjects import (
     timed,
 )
 from benchmarks.memory import hlo, tables
+from benchmarks.memory.targets import target as target_of
 from galore_optax import memory
 
 OPTIONS = {"xla_gpu_autotune_level": 0}  # nothing can be timed without the device
@@ -62,7 +63,7 @@ class Compiled:
 
 def compile_step(name: str, rank: int, tree: Any, target: str, **extra: Any) -> Any:
     """The step of an optimizer; `extra` are arguments of its update."""
-    tx, card = optimizer(name, rank, 200), memory.target(target)
+    tx, card = optimizer(name, rank, 200), target_of(target)
     sharding = jax.sharding.SingleDeviceSharding(card.device())
     params = abstract(tree)
     state = jax.eval_shape(tx.init, params)
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("--label", default="", help="of the record, beside others")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    target = memory.target(TARGETS[0])
+    target = target_of(TARGETS[0])
     target.prepare()
     try:
         target.device()

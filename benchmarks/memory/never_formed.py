@@ -31,8 +31,9 @@ from benchmarks.lib.training_steps import (
     training_step,
 )
 from benchmarks.memory import hlo, tables, wire
+from benchmarks.memory.assignment import compile_step
 from benchmarks.memory.compiled_step import OPTIONS
-from galore_optax import memory
+from benchmarks.memory.targets import target as target_of
 from galore_optax.memory import Method, Setting, Sizes
 
 TARGET = "rtx4090"
@@ -76,8 +77,8 @@ class Held:
         return found | {"seconds": round(time.perf_counter() - start, 1)}
 
     def _layerwise(self, sizes: Sizes) -> dict[str, Any]:
-        tx, target = self.method.make(), memory.target(TARGET)
-        found = memory.compile_step(sizes, tx, self.setting, target)
+        tx, target = self.method.make(), target_of(TARGET)
+        found = compile_step(sizes, tx, self.setting, target)
         return {"total": found.total, "temporaries": found.temporaries}
 
     def _step(self, sizes: Sizes) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Held:
         }
 
     def compile(self, sizes: Sizes) -> Any:
-        target, tx = memory.target(TARGET), self.method.make()
+        target, tx = target_of(TARGET), self.method.make()
         sharding = jax.sharding.SingleDeviceSharding(target.device())
         given = abstract(sizes, tx, self.setting)
         placed = jax.tree.map(lambda x: x.update(sharding=sharding), given)
@@ -140,7 +141,7 @@ def _is_between(sides: set[int], shape: tuple[int, ...]) -> bool:
 
 
 def measure_bytes(quick: bool) -> None:
-    memory.target(TARGET).prepare()
+    target_of(TARGET).prepare()
     sizes = Sizes.load("9m" if quick else "7b")
     runs = records.Runs(f"memory/never_formed_{TARGET}")
     rows = []

@@ -15,6 +15,8 @@ from typing import Any
 
 from benchmarks.lib import records
 from benchmarks.memory import tables
+from benchmarks.memory.assignment import compile_step
+from benchmarks.memory.targets import target as target_of
 from galore_optax import memory
 from galore_optax.memory import Method, Setting, Sizes
 
@@ -78,7 +80,7 @@ def compare(
     sizes = Sizes.load(model)
     ours = memory.plan(sizes, method, setting)
     start = time.perf_counter()
-    found = memory.compile_step(sizes, method.make(), setting, target)
+    found = compile_step(sizes, method.make(), setting, target)
     seconds = time.perf_counter() - start
     ours_total = ours.total + found.tokens
     return {
@@ -97,7 +99,7 @@ def compare(
 
 
 def main() -> None:
-    target = memory.target(sys.argv[1] if len(sys.argv) > 1 else "rtx4090")
+    target = target_of(sys.argv[1] if len(sys.argv) > 1 else "rtx4090")
     target.prepare()
     rows, only = [], sys.argv[2:3]
     for case in (case for case in CASES if not only or case[0] in only):

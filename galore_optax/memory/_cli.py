@@ -3,27 +3,19 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from galore_optax.memory import _budget
 from galore_optax.memory._bytes import parse_size
-from galore_optax.memory._compile import compile_step
 from galore_optax.memory._configs import config_names
-from galore_optax.memory._estimate import Plan, plan
+from galore_optax.memory._estimate import plan
 from galore_optax.memory._methods import Method, option_names, parse_options
 from galore_optax.memory._plot import draw
 from galore_optax.memory._setting import DTYPES, Setting
 from galore_optax.memory._sizes import Sizes
-from galore_optax.memory._table import (
-    against_adamw,
-    comparison,
-    notes,
-    table,
-    verdict,
-)
-from galore_optax.memory._targets import Target, target, targets
+from galore_optax.memory._table import against_adamw, notes, table
 
 _EXPECTED = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
 _USUAL_RANK = 128  # the default of galore
@@ -46,9 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0; 1 where nothing fits the budget or the target; 2 for an error, which is printed
       without a traceback.
     """
-    found = _parser().parse_args(arguments)
+    found = parser().parse_args(arguments)
+    return told(lambda: _plan(found))
+
+
+def told(run: Callable[[], int]) -> int:
+    """What `run` returns, its errors printed without a traceback."""
     try:
-        return _plan(found)
+        return run()
     except _budget.NothingFits as error:
         print(error, file=sys.stderr)
         return 1
@@ -57,27 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _plan(found: argparse.Namespace) -> int:
-    # This process does nothing else, so the environment is set here and not in a
-    # second one, which could not be handed an optimizer.
-    device = target(found.compile) if found.compile else None
-    if device:
-        device.prepare()
-    sizes, setting = Sizes.load(found.model), _setting(found)
-    budget = parse_size(found.budget) if found.budget else None
-    names = found.method or (_FOR_BUDGETS if budget else _DEFAULT)
+def chosen(found: argparse.Namespace) -> tuple[Sizes, list[Method], Setting]:
+    """The model, the methods and the setting that are asked for."""
+    names = found.method or (_FOR_BUDGETS if found.budget else _DEFAULT)
     methods = _methods(names, parse_options(found.option))
-    ranked = [_with_rank(method, sizes) for method in methods]
-    plans = [plan(sizes, method, setting) for method in ranked]
+    return Sizes.load(found.model), methods, _setting(found)
+
+
+def _plan(found: argparse.Namespace) -> int:
+    sizes, methods, setting = chosen(found)
+    budget = parse_size(found.budget) if found.budget else None
+    plans = [plan(sizes, with_rank(method, sizes), setting) for method in methods]
     said = filter(None, (table(plans), against_adamw(plans), notes(plans)))
     print(f"{found.model}: {setting}", "", *said, sep="\n", flush=True)
     if found.png:
         draw(plans, found.png, budget, f"{Path(found.model).stem}: {setting}")
         print(f"wrote {found.png}")
-    fits = [_compile(sizes, *pair, device) for pair in zip(ranked, plans, strict=True)]
     if budget:
         _search(sizes, methods, setting, budget, found)
-    return 0 if all(fits) else 1
+    return 0
 
 
 def _setting(found: argparse.Namespace) -> Setting:
@@ -108,24 +103,13 @@ def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:
     ]
 
 
-def _with_rank(method: Method, sizes: Sizes) -> Method:
+def with_rank(method: Method, sizes: Sizes) -> Method:
     """A quarter of the width where none is given and the default is more."""
     quarter = max(sizes.width // 4, 1)
     given = "rank" in dict(method.options)
     if not method.is_galore or given or quarter >= _USUAL_RANK:
         return method
     return method.with_options(rank=quarter)
-
-
-def _compile(sizes: Sizes, method: Method, ours: Plan, device: Target | None) -> bool:
-    if device is None:
-        return True
-    found = compile_step(sizes, method.make(), ours.setting, device)
-    print(f"\n{method}, compiled for {device.name}:")
-    if found.refused is None:
-        print(comparison(ours, found))
-    print(verdict(found))
-    return found.fits
 
 
 def _search(
@@ -151,20 +135,19 @@ def _open(value: bool | None) -> tuple[bool, ...]:
     return (False, True) if value is None else (value,)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m galore_optax")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="python -m galore_optax")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
         "plan",
         help="what a training step of a LLaMA holds in memory",
         description="Estimates the memory of one training step, term by term; searches"
-        " for settings that fit a budget; asks the compiler of a device that need not"
-        " be there.",
+        " for settings that fit a budget.",
     )
     _add_model(command)
     _add_step(command)
     _add_outputs(command)
-    return parser
+    return whole
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -220,10 +203,5 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="such as 24GB: search ranks, 8-bit moments, and whatever of --remat and"
         " --layerwise is not given, smaller micro-batches and sequences",
-    )
-    command.add_argument(
-        "--compile",
-        metavar="TARGET",
-        help=f"compile the step for {', '.join(targets())} and compare",
     )
     command.add_argument("--png", metavar="FILE", help="draw the methods side by side")

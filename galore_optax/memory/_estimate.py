@@ -23,15 +23,13 @@ import optax
 
 from galore_optax._asking.record import heard
 from galore_optax._asking.yardstick import adam_state
-from galore_optax.layerwise import Params
+from galore_optax.layerwise import Model, Params, make_step
 from galore_optax.memory._activations import Activations
 from galore_optax.memory._bytes import StateBytes, state_bytes, tree_bytes
-from galore_optax.memory._llama import model as functions
-from galore_optax.memory._llama import shapes
 from galore_optax.memory._methods import Method
 from galore_optax.memory._setting import Setting
+from galore_optax.memory._shapes import shapes
 from galore_optax.memory._sizes import Sizes
-from galore_optax.memory._step import layerwise_step
 from galore_optax.memory._workspace import (
     Measured,
     coordinate_bytes,
@@ -84,6 +82,8 @@ class Plan:
 
 
 _WIDE = 4  # bytes of an entry of a sum
+_NOTHING: Any = None
+_NO_FUNCTIONS = Model(_NOTHING, _NOTHING, _NOTHING)  # `init` calls none
 _OF_PHASE = ("gradients", "activations", "workspace")
 _COMMON = "copies that the compiler adds, rounding of addresses, the program itself"
 _NO_ACTIVATIONS = "activations and the model's workspace: only its weights are known"
@@ -153,8 +153,7 @@ def measure(
     if setting.layerwise:
         if not is_llama:
             raise ValueError(_NO_LAYERS)
-        init, _ = layerwise_step(functions(model), tx, setting.remat)
-        state = jax.eval_shape(init, params)
+        state = jax.eval_shape(make_step(_NO_FUNCTIONS, tx).init, params)
     return Measured(params, records, state_bytes(state), *adam_state(params))
 
 

@@ -3,7 +3,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from galore_optax.memory._assignment import Assignment
 from galore_optax.memory._estimate import Plan
 
 
@@ -123,33 +122,3 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
         for index, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
     return "  ".join([first, *rest]).rstrip()
-
-
-def comparison(plan: Plan, found: Assignment) -> str:
-    """The compiler's buffer assignment beside the estimate, with their differences."""
-    arguments = plan.weights + plan.state.total + found.tokens
-    rows = [["", "estimate", "compiler", "difference"]]
-    rows += [_compared("weights, state, tokens", arguments, found.arguments)]
-    rows += [_compared("temporaries", plan.peak.total, found.temporaries)]
-    rows += [_compared("new outputs", 0, found.outputs - found.aliased)]
-    rows += [_compared("total", plan.total + found.tokens, found.total)]
-    return ruled(rows, after=(0, -2))
-
-
-def _compared(name: str, ours: int, theirs: int) -> list[str]:
-    share = f"{(ours - theirs) / theirs:+.1%}" if theirs and ours else ""
-    return [name, gigabytes(ours), gigabytes(theirs), share]
-
-
-def verdict(found: Assignment) -> str:
-    """Whether the program fits the target."""
-    have = gigabytes(found.capacity)
-    if found.total <= found.capacity:
-        left = gigabytes(found.capacity - found.total)
-        return f"fits {found.target}: {gigabytes(found.total)} of {have}, {left} free."
-    excess = gigabytes(found.total - found.capacity)
-    refused = " The compiler refused it." if found.refused is not None else ""
-    return (
-        f"does not fit {found.target}: {gigabytes(found.total)}, {excess} more than its"
-        f" {have}.{refused}"
-    )

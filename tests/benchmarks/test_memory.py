@@ -4,8 +4,7 @@
 import pytest
 
 from benchmarks.lib.shapes import Shapes
-from benchmarks.memory import compiled_step, hlo
-from galore_optax import memory
+from benchmarks.memory import compiled_step, hlo, targets
 
 SMALL = Shapes(32, 48, 2, vocab=64)
 
@@ -76,7 +75,7 @@ def test_every_optimizer_is_compiled_for_every_target() -> None:
 
 def test_a_step_is_compiled_for_a_card_that_is_not_there() -> None:
     try:
-        memory.target("h200").device()
+        targets.target("h200").device()
     except RuntimeError as error:
         pytest.skip(str(error))
     case = compiled_step.Counted("h200", "galore(adam)", False)

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planner's LLaMA is the one of the example, and its step trains."""
+"""The LLaMA that is compiled is the one of the example, and its step trains."""
 
 import dataclasses
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +10,12 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.lib.llama import model
+from benchmarks.lib.step import layerwise_step, loss_of, plain_step
 from galore_optax import memory
 from galore_optax.layerwise import Params
-from galore_optax.memory import Sizes
-from galore_optax.memory._step import layerwise_step, loss_of, plain_step
+from galore_optax.memory import Setting, Sizes
+from galore_optax.memory._activations import Activations
 
 SIZES = Sizes(vocab=50, width=16, hidden=24, layers=3, heads=2)
 TOKENS = np.random.default_rng(0).integers(0, 50, (4, 13)).astype(np.int32)
@@ -35,9 +34,7 @@ def random_params(sizes: Sizes = SIZES, seed: int = 0) -> Params:
 
 def test_loss_is_that_of_the_example() -> None:
     nnx = pytest.importorskip("flax.nnx", reason="needs the extra examples")
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "llama"))
-    import model as example
-
+    example = pytest.importorskip("model", reason="of the example")
     config = example.Config(
         vocab=50, width=16, hidden=24, layers=3, heads=2, max_tokens=64
     )
@@ -46,7 +43,7 @@ def test_loss_is_that_of_the_example() -> None:
     nnx.update(theirs, _as_nnx(params))
     logits = nnx.jit(lambda model, x: model(x))(theirs, TOKENS[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, TOKENS[:, 1:])
-    found = jax.jit(loss_of(memory.model(SIZES), remat=False))(params, TOKENS)
+    found = jax.jit(loss_of(model(SIZES), remat=False))(params, TOKENS)
     assert np.std(losses) > 0.1
     # 1e-5 for f32 sums of at most 50 terms in another order.
     np.testing.assert_allclose(found, losses.mean(), rtol=1e-5)
@@ -63,7 +60,7 @@ def _as_nnx(params: Params) -> Any:
 
 def test_remat_changes_no_gradient() -> None:
     for_each = [
-        jax.jit(jax.grad(loss_of(memory.model(SIZES), remat)))(random_params(), TOKENS)
+        jax.jit(jax.grad(loss_of(model(SIZES), remat)))(random_params(), TOKENS)
         for remat in (False, True)
     ]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *for_each)
@@ -74,12 +71,12 @@ def test_grouped_queries_run(key_heads: int) -> None:
     sizes = dataclasses.replace(SIZES, heads=4, key_heads=key_heads, head_size=6)
     params = random_params(sizes)
     assert params.blocks["attn"]["k"]["kernel"].shape == (3, 16, 6 * key_heads)
-    loss = jax.eval_shape(loss_of(memory.model(sizes), False), params, TOKENS)
+    loss = jax.eval_shape(loss_of(model(sizes), False), params, TOKENS)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
 
 
 def test_the_step_trains_and_parts_add_up() -> None:
-    init, step = plain_step(memory.model(SIZES), optax.sgd(0.1), remat=True)
+    init, step = plain_step(model(SIZES), optax.sgd(0.1), remat=True)
     params, step = random_params(), jax.jit(step)
     whole, state, loss = step(params, init(params), TOKENS[None])
     parted, _, mean = step(params, init(params), TOKENS.reshape(2, 2, 13))
@@ -93,49 +90,41 @@ def test_the_step_trains_and_parts_add_up() -> None:
 def test_a_layerwise_step_is_the_plain_one() -> None:
     params, found = random_params(), []
     for make in (plain_step, layerwise_step):
-        init, step = make(memory.model(SIZES), optax.sgd(0.1), remat=True)
+        init, step = make(model(SIZES), optax.sgd(0.1), remat=True)
         found.append(jax.jit(step)(params, init(params), TOKENS[None])[0])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *found)
 
 
-def test_all_configurations_load() -> None:
-    sizes = {name: Sizes.load(name) for name in memory.config_names()}
-    assert {"9m", "130m", "7b", "13b", "demo"} <= set(sizes)
-    weights = {n: memory.tree_bytes(memory.shapes(s)) / 2e6 for n, s in sizes.items()}
-    assert round(weights["7b"], 2) == 6738.42
-    assert round(weights["60m"], 2) == 58.07
+# All widths differ: D 32, F 80, H·K 48, G·K 24.
+UNEQUAL = Sizes(96, 32, 80, 3, heads=4, key_heads=2, head_size=12)
 
 
-def test_a_config_of_grouped_queries_loads(tmp_path: Path) -> None:
-    found = json.loads(memory.config_path("demo").read_text())
-    (tmp_path / "config.json").write_text(
-        json.dumps(found | {"num_key_value_heads": 2, "head_dim": 32})
+def saved_by_jax(sizes: Sizes, setting: Setting) -> tuple[int, int]:
+    """Bytes that the backward pass of a layer needs, (without, of) scores."""
+    blocks = memory.shapes(sizes, setting.dtype).blocks
+    layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), blocks)
+    shape = (setting.batch, setting.tokens)
+    x = jax.ShapeDtypeStruct((*shape, sizes.width), jnp.dtype(setting.dtype))
+    batch = jax.ShapeDtypeStruct(shape, jnp.int32)
+    block = model(sizes).block
+    saved = jax.eval_shape(
+        lambda p, x, b: jax.vjp(lambda p, x: block(p, x, b), p, x)[1], layer, x, batch
     )
-    sizes = Sizes.load(str(tmp_path / "config.json"))
-    assert (sizes.key_width, sizes.query_width) == (64, 128)
+    count = setting.batch * setting.tokens
+    widths = {sizes.width, sizes.hidden, sizes.query_width, sizes.key_width}
+    found = [leaf for leaf in jax.tree.leaves(saved) if leaf.dtype != bool]
+    rows = [leaf for leaf in found if leaf.size in {count * width for width in widths}]
+    scores = [x for x in found if x.size == sizes.heads * setting.tokens * count]
+    return memory.tree_bytes(rows), memory.tree_bytes(scores)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
-        ({"hidden_size": 250, "num_attention_heads": 4}, "hidden_size=250"),
-        ({"head_dim": 3}, "head_dim=3"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
-        ({"hidden_size": None}, "lacks hidden_size"),
-    ],
-)
-def test_configs_that_are_no_llama_are_refused(
-    change: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    found = json.loads(memory.config_path("demo").read_text()) | change
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
-    with pytest.raises(ValueError, match=message):
-        Sizes.load(str(path))
-
-
-def test_an_unknown_model_is_told_the_nearest() -> None:
-    with pytest.raises(FileNotFoundError, match="Did you mean '130m'"):
-        Sizes.load("130mm")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_saved_activations_are_those_of_jax(dtype: str) -> None:
+    setting = Setting(tokens=56, batch=5, dtype=dtype)
+    rows, scores = saved_by_jax(UNEQUAL, setting)
+    s, entries = setting.itemsize, 4 * 56 * 5 * 56
+    found = Activations(UNEQUAL, setting)
+    assert found.layer_saved == rows + (4 + s) * entries
+    # JAX names one more f32 copy of the scores, which XLA finds to be the same.
+    assert scores == (8 + s) * entries
+    assert found.saved == 3 * found.layer_saved

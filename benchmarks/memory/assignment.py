@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles a training step for a device that is not there, and reads what it holds."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -8,13 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from galore_optax.memory._assignment import Assignment
-from galore_optax.memory._bytes import parse_size, tree_bytes
-from galore_optax.memory._llama import model, shapes
-from galore_optax.memory._setting import Setting
-from galore_optax.memory._sizes import Sizes
-from galore_optax.memory._step import layerwise_step, plain_step
-from galore_optax.memory._targets import Target
+from benchmarks.lib.llama import model
+from benchmarks.lib.step import layerwise_step, plain_step
+from benchmarks.memory.targets import Target
+from galore_optax import memory
+from galore_optax.memory import Setting, Sizes
 
 # As in "Used 25.47G of 15.75G hbm" and "required for HLO temporaries (52.91G) exceeds
 # available HBM (15.75G)".
@@ -25,6 +24,31 @@ _EXCEEDED = (
 )
 # Nothing can be timed without the device.
 _OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """The compiler's buffer assignment of one step, in bytes."""
+
+    target: str
+    capacity: int  # of the device
+    arguments: int = 0  # weights, state and tokens
+    temporaries: int = 0
+    outputs: int = 0
+    aliased: int = 0  # outputs that take the place of donated arguments
+    tokens: int = 0  # of the batch, among the arguments
+    refused: int | None = None  # bytes, where the compiler refused the program
+
+    @property
+    def total(self) -> int:
+        """arguments + temporaries + outputs - aliased, or what the refusal names."""
+        if self.refused is not None:
+            return self.refused
+        return self.arguments + self.temporaries + self.outputs - self.aliased
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.capacity
 
 
 def compile_step(
@@ -50,7 +74,7 @@ def compile_step(
     Source: `jax.experimental.topologies`, XLA's ahead-of-time compilation.
     """
     device = target.device()
-    params = shapes(sizes, setting.dtype)
+    params = memory.shapes(sizes, setting.dtype)
     make = layerwise_step if setting.layerwise else plain_step
     init, step = make(model(sizes), tx, setting.remat)
     sharding = jax.sharding.SingleDeviceSharding(device)
@@ -60,7 +84,7 @@ def compile_step(
         _placed(params, sharding), state, parts
     )
     lowered = traced.lower(lowering_platforms=(target.platform,))
-    return _assign(lowered, target, tree_bytes(parts))
+    return _assign(lowered, target, memory.tree_bytes(parts))
 
 
 def _tokens(setting: Setting) -> jax.ShapeDtypeStruct:
@@ -96,7 +120,7 @@ def _refusal(error: Exception, target: Target, tokens: int) -> Assignment:
     found = next((match for match in matches if match), None)
     if found is None:
         raise error
-    used, have = (parse_size(_binary(size)) for size in found.groups())
+    used, have = (memory.parse_size(_binary(size)) for size in found.groups())
     return Assignment(target.name, have, tokens=tokens, refused=used)
 
 
