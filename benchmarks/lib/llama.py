@@ -14,6 +14,8 @@ import optax
 from galore_optax.layerwise import Model
 from galore_optax.memory import Sizes
 
+_NORM_EPS, _ROPE_BASE = 1e-6, 10_000.0  # sizes of no array depend on them
+
 
 def model(sizes: Sizes) -> Model:
     """The functions of a LLaMA; `batch` is (B, T + 1) int32 tokens.
@@ -23,11 +25,11 @@ def model(sizes: Sizes) -> Model:
     """
 
     def block(layer: Any, x: jax.Array, batch: jax.Array) -> jax.Array:
-        x = x + _attention(sizes, layer["attn"], _norm(sizes, layer["attn_norm"], x))
-        return x + _mlp(layer["mlp"], _norm(sizes, layer["mlp_norm"], x))
+        x = x + _attention(sizes, layer["attn"], _norm(layer["attn_norm"], x))
+        return x + _mlp(layer["mlp"], _norm(layer["mlp_norm"], x))
 
     def head(params: Any, embed: Any, x: jax.Array, batch: jax.Array) -> jax.Array:
-        logits = _norm(sizes, params["norm"], x) @ params["kernel"]  # (B, T, V)
+        logits = _norm(params["norm"], x) @ params["kernel"]  # (B, T, V)
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits.astype(jnp.float32), batch[:, 1:]
         )
@@ -40,13 +42,11 @@ def _embed(params: Any, batch: jax.Array) -> jax.Array:
     return params["embedding"][batch[:, :-1]]  # (B, T, D)
 
 
-def _norm(sizes: Sizes, params: Any, x: jax.Array) -> jax.Array:
+def _norm(params: Any, x: jax.Array) -> jax.Array:
     """x / rms(x) · scale, in f32 inside."""
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean + sizes.norm_eps)).astype(x.dtype) * params[
-        "scale"
-    ]
+    return (wide * jax.lax.rsqrt(mean + _NORM_EPS)).astype(x.dtype) * params["scale"]
 
 
 def _attention(sizes: Sizes, params: Any, x: jax.Array) -> jax.Array:
@@ -55,17 +55,19 @@ def _attention(sizes: Sizes, params: Any, x: jax.Array) -> jax.Array:
         return y.reshape(*x.shape[:2], -1, sizes.head_dim)  # (B, T, H or G, K)
 
     q, k, v = project("q"), project("k"), project("v")
-    q, k = _rotate(q, sizes.rope_base), _rotate(k, sizes.rope_base)
+    q, k = _rotate(q), _rotate(k)
     mixed = jax.nn.dot_product_attention(
         q, k, v, is_causal=True, implementation="xla"
     )  # (B, T, H, K)
     return mixed.reshape(*x.shape[:2], -1) @ params["o"]["kernel"]  # (B, T, D)
 
 
-def _rotate(x: jax.Array, base: float) -> jax.Array:
+def _rotate(x: jax.Array) -> jax.Array:
     """Rotary embedding: pairs (i, i + K/2) turn by position · base^(-2i/K)."""
     tokens, size = x.shape[1], x.shape[3]
-    frequency = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)  # (K/2,)
+    frequency = _ROPE_BASE ** (
+        -jnp.arange(0, size, 2, dtype=jnp.float32) / size
+    )  # (K/2,)
     angle = jnp.arange(tokens)[:, None] * frequency  # (T, K/2)
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]  # (T, 1, K/2)
     first, second = jnp.split(x, 2, axis=-1)  # (B, T, H, K/2) each

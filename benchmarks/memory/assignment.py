@@ -6,11 +6,9 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from benchmarks.lib.llama import model
-from benchmarks.lib.step import layerwise_step, plain_step
+from benchmarks.lib.training_steps import abstract, step_of
 from benchmarks.memory.targets import Target
 from galore_optax import memory
 from galore_optax.memory import Setting, Sizes
@@ -52,7 +50,11 @@ class Assignment:
 
 
 def compile_step(
-    sizes: Sizes, tx: optax.GradientTransformation, setting: Setting, target: Target
+    sizes: Sizes,
+    tx: optax.GradientTransformation,
+    setting: Setting,
+    target: Target,
+    refresh: bool | None = None,
 ) -> Assignment:
     """The buffer assignment of one full training step of a LLaMA on `target`.
 
@@ -64,6 +66,7 @@ def compile_step(
       tx: the optimizer.
       setting: tokens, dtype, remat and so on.
       target: from `target(name)`; call its `prepare()` before anything else.
+      refresh: as for `galore`; `False` leaves it out of the program.
 
     Returns:
       an `Assignment`, also of a program that does not fit.
@@ -73,29 +76,12 @@ def compile_step(
 
     Source: `jax.experimental.topologies`, XLA's ahead-of-time compilation.
     """
-    device = target.device()
-    params = memory.shapes(sizes, setting.dtype)
-    make = layerwise_step if setting.layerwise else plain_step
-    init, step = make(model(sizes), tx, setting.remat)
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    state = _placed(jax.eval_shape(init, params), sharding)
-    parts = _placed(_tokens(setting), sharding)
-    traced = jax.jit(step, donate_argnums=(0, 1)).trace(
-        _placed(params, sharding), state, parts
-    )
-    lowered = traced.lower(lowering_platforms=(target.platform,))
-    return _assign(lowered, target, memory.tree_bytes(parts))
-
-
-def _tokens(setting: Setting) -> jax.ShapeDtypeStruct:
-    shape = (setting.accumulation, setting.batch, setting.tokens + 1)
-    return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-
-def _placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    sharding = jax.sharding.SingleDeviceSharding(target.device())
+    given = abstract(sizes, tx, setting)
+    placed = jax.tree.map(lambda x: x.update(sharding=sharding), given)
+    step = jax.jit(step_of(sizes, tx, setting, refresh), donate_argnums=(0, 1))
+    lowered = step.trace(*placed).lower(lowering_platforms=(target.platform,))
+    return _assign(lowered, target, memory.tree_bytes(given[2]))
 
 
 def _assign(lowered: Any, target: Target, tokens: int) -> Assignment:

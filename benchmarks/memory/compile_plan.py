@@ -14,7 +14,7 @@ from benchmarks.memory.assignment import Assignment, compile_step
 from benchmarks.memory.targets import Target, target
 from galore_optax import memory
 from galore_optax.memory import Method, Plan, Setting, Sizes, _cli
-from galore_optax.memory._table import gigabytes, ruled
+from galore_optax.memory._show import gigabytes, ruled
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
+import jax
 import optax
 
 from galore_optax import codes, subspace
@@ -28,7 +29,6 @@ from galore_optax._galore import galore
 from galore_optax._optimizers.adafactor import galore_adafactor
 from galore_optax._optimizers.adamw import galore_adamw, galore_adamw8bit
 from galore_optax._storage.quantized import quantized
-from galore_optax.memory._precision import in_dtype
 
 Maker = Callable[..., optax.GradientTransformation]
 
@@ -40,8 +40,8 @@ _READY: dict[str, Maker] = {
     "galore_adafactor": galore_adafactor,
 }
 _PREFIX, _SUFFIX = "galore_", "8bit"
-_MOMENTS = "moment_dtype"
-_BY_NAME: dict[str, ModuleType] = {"subspace": subspace, "code": codes}
+_CODE, _MOMENTS = "code", "moment_dtype"
+_BY_NAME: dict[str, ModuleType] = {"subspace": subspace, _CODE: codes}
 
 
 def _plain() -> dict[str, Maker]:
@@ -92,7 +92,14 @@ class Method:
         Raises:
           ValueError: an unknown name or option; the nearest known ones are offered.
         """
-        return _make(self.name, learning_rate, dict(self.options))
+        known = option_names(self.name)
+        for option, _ in self.options:
+            if option not in known:
+                where = f" of {self.name!r}"
+                raise ValueError(_unknown("option", option, known, where))
+        values = {key: _value(key, value) for key, value in self.options}
+        make = _READY.get(self.name, functools.partial(_composed, self))
+        return make(learning_rate, **values)
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.options)
@@ -127,15 +134,11 @@ def parse_options(items: Iterable[str]) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not (name and equals):
             raise ValueError(f"option {item!r} is not of the form name=value.")
-        found[name] = _literal(value)
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
     return found
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def option_names(name: str) -> list[str]:
@@ -145,39 +148,58 @@ def option_names(name: str) -> list[str]:
       ValueError: an unknown name; the nearest known ones are offered.
     """
     if name not in method_names():
-        raise ValueError(_unknown("method", name, method_names(), listed=list(_PLAIN)))
+        more = f", each also with {_PREFIX} before and {_SUFFIX} after it"
+        raise ValueError(_unknown("method", name, method_names(), "", _PLAIN, more))
     if name in _READY:
         return _parameters(_READY[name])
-    inner = _parameters(_PLAIN[_inner_name(name)])
-    coded = ["code"] if name.endswith(_SUFFIX) else []
+    return [*_outer(name), *_parameters(_PLAIN[_inner_name(name)])]
+
+
+def _outer(name: str) -> list[str]:
+    """Those that the optimizer of Optax does not know."""
+    coded = [_CODE] if name.endswith(_SUFFIX) else []
     if name.startswith(_PREFIX):
-        return _parameters(galore)[1:] + coded + inner
-    return (coded or [_MOMENTS]) + inner
+        return _parameters(galore)[1:] + coded
+    return coded or [_MOMENTS]
 
 
 def _inner_name(name: str) -> str:
     return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
 
 
-def _make(
-    name: str, rate: optax.ScalarOrSchedule, options: Mapping[str, Any]
+def _composed(
+    method: Method, rate: optax.ScalarOrSchedule, **values: Any
 ) -> optax.GradientTransformation:
-    known = option_names(name)
-    for option in options:
-        if option not in known:
-            raise ValueError(_unknown("option", option, known, where=f" of {name!r}"))
-    values = {key: _value(key, value) for key, value in options.items()}
-    if name in _READY:
-        return _READY[name](rate, **values)
-    outer = _parameters(galore)[1:] if name.startswith(_PREFIX) else [_MOMENTS]
-    inner = {k: v for k, v in values.items() if k not in (*outer, "code")}
-    tx = _PLAIN[_inner_name(name)](rate, **inner)
-    if name.endswith(_SUFFIX):
-        tx = quantized(tx, code=values.get("code"))
-    chosen = {k: v for k, v in values.items() if k in outer}
-    if name.startswith(_PREFIX):
-        return galore(tx, **chosen)
-    return in_dtype(tx, chosen[_MOMENTS]) if _MOMENTS in chosen else tx
+    outer = {k: values.pop(k) for k in _outer(method.name) if k in values}
+    tx = _PLAIN[_inner_name(method.name)](rate, **values)
+    if method.is_8bit:
+        tx = quantized(tx, code=outer.pop(_CODE, None))
+    if method.is_galore:
+        return galore(tx, **outer)
+    return _in_dtype(tx, outer[_MOMENTS]) if _MOMENTS in outer else tx
+
+
+def _in_dtype(
+    tx: optax.GradientTransformation, dtype: Any
+) -> optax.GradientTransformation:
+    """`tx` computed in `dtype`, its updates rounded to the dtype of the weights.
+
+    This is what `galore(..., moment_dtype=dtype)` makes of a leaf at full size.
+    """
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+    def init(params: Any) -> Any:
+        return tx.init(cast(params))
+
+    def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
+        wide = optax.with_extra_args_support(tx).update
+        updates, state = wide(cast(updates), state, cast(params), **extra)
+        rounded = jax.tree.map(lambda x, like: x.astype(like.dtype), updates, params)
+        return rounded, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _parameters(function: Maker) -> list[str]:
@@ -198,14 +220,12 @@ def _value(option: str, value: Any) -> Any:
 def _unknown(
     kind: str,
     name: str,
-    known: list[str],
+    known: Iterable[str],
     where: str = "",
-    listed: list[str] | None = None,
+    listed: Mapping[str, Any] | None = None,
+    more: str = "",
 ) -> str:
     near = get_close_matches(name, known, n=3)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    text = f"unknown {kind} {name!r}{where}.{hint} Known: {', '.join(listed or known)}"
-    more = (
-        f", each also with {_PREFIX} before and {_SUFFIX} after it." if listed else "."
-    )
-    return text + more
+    listing = ", ".join(listed or known)
+    return f"unknown {kind} {name!r}{where}.{hint} Known: {listing}{more}."

@@ -11,11 +11,11 @@ import optax
 import pytest
 
 from benchmarks.lib.llama import model
-from benchmarks.lib.step import layerwise_step, loss_of, plain_step
+from benchmarks.lib.training_steps import abstract, loss_of, step_of
 from galore_optax import memory
 from galore_optax.layerwise import Params
 from galore_optax.memory import Setting, Sizes
-from galore_optax.memory._activations import Activations
+from galore_optax.memory._plan import activations
 
 SIZES = Sizes(vocab=50, width=16, hidden=24, layers=3, heads=2)
 TOKENS = np.random.default_rng(0).integers(0, 50, (4, 13)).astype(np.int32)
@@ -43,7 +43,7 @@ def test_loss_is_that_of_the_example() -> None:
     nnx.update(theirs, _as_nnx(params))
     logits = nnx.jit(lambda model, x: model(x))(theirs, TOKENS[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, TOKENS[:, 1:])
-    found = jax.jit(loss_of(model(SIZES), remat=False))(params, TOKENS)
+    found = jax.jit(loss_of(SIZES, remat=False))(params, TOKENS)
     assert np.std(losses) > 0.1
     # 1e-5 for f32 sums of at most 50 terms in another order.
     np.testing.assert_allclose(found, losses.mean(), rtol=1e-5)
@@ -60,7 +60,7 @@ def _as_nnx(params: Params) -> Any:
 
 def test_remat_changes_no_gradient() -> None:
     for_each = [
-        jax.jit(jax.grad(loss_of(model(SIZES), remat)))(random_params(), TOKENS)
+        jax.jit(jax.grad(loss_of(SIZES, remat)))(random_params(), TOKENS)
         for remat in (False, True)
     ]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *for_each)
@@ -71,15 +71,15 @@ def test_grouped_queries_run(key_heads: int) -> None:
     sizes = dataclasses.replace(SIZES, heads=4, key_heads=key_heads, head_size=6)
     params = random_params(sizes)
     assert params.blocks["attn"]["k"]["kernel"].shape == (3, 16, 6 * key_heads)
-    loss = jax.eval_shape(loss_of(model(sizes), False), params, TOKENS)
+    loss = jax.eval_shape(loss_of(sizes, False), params, TOKENS)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
 
 
 def test_the_step_trains_and_parts_add_up() -> None:
-    init, step = plain_step(model(SIZES), optax.sgd(0.1), remat=True)
-    params, step = random_params(), jax.jit(step)
-    whole, state, loss = step(params, init(params), TOKENS[None])
-    parted, _, mean = step(params, init(params), TOKENS.reshape(2, 2, 13))
+    tx = optax.sgd(0.1)
+    params, step = random_params(), jax.jit(step_of(SIZES, tx, Setting(remat=True)))
+    whole, state, loss = step(params, tx.init(params), TOKENS[None])
+    parted, _, mean = step(params, tx.init(params), TOKENS.reshape(2, 2, 13))
     np.testing.assert_allclose(loss, mean, rtol=1e-5)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), whole, parted
@@ -87,11 +87,14 @@ def test_the_step_trains_and_parts_add_up() -> None:
     assert step(whole, state, TOKENS[None])[2] < loss
 
 
-def test_a_layerwise_step_is_the_plain_one() -> None:
-    params, found = random_params(), []
-    for make in (plain_step, layerwise_step):
-        init, step = make(model(SIZES), optax.sgd(0.1), remat=True)
-        found.append(jax.jit(step)(params, init(params), TOKENS[None])[0])
+@pytest.mark.parametrize("how", [{"layerwise": True}, {"gradients": "never"}])
+def test_steps_of_every_kind_are_the_plain_one(how: dict[str, Any]) -> None:
+    params, tx, found = random_params(), optax.sgd(0.1), []
+    for setting in (Setting(remat=True), Setting(remat=True, **how)):
+        shapes = abstract(SIZES, tx, setting)[1]
+        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        step = jax.jit(step_of(SIZES, tx, setting))
+        found.append(step(params, state, TOKENS[None])[0])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *found)
 
 
@@ -123,8 +126,7 @@ def test_saved_activations_are_those_of_jax(dtype: str) -> None:
     setting = Setting(tokens=56, batch=5, dtype=dtype)
     rows, scores = saved_by_jax(UNEQUAL, setting)
     s, entries = setting.itemsize, 4 * 56 * 5 * 56
-    found = Activations(UNEQUAL, setting)
-    assert found.layer_saved == rows + (4 + s) * entries
+    saved = activations(UNEQUAL, setting).saved
+    assert saved == 3 * (rows + (4 + s) * entries)
     # JAX names one more f32 copy of the scores, which XLA finds to be the same.
     assert scores == (8 + s) * entries
-    assert found.saved == 3 * found.layer_saved

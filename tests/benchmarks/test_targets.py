@@ -10,6 +10,7 @@ from benchmarks.memory import assignment, compile_plan, targets
 from benchmarks.memory.assignment import Assignment
 from benchmarks.memory.compile_plan import comparison, verdict
 from galore_optax import memory
+from galore_optax.memory import _cli
 
 OLD = "Used 25.47G of 15.75G hbm. Exceeds hbm capacity by 9.72G."
 NEW = (
@@ -37,6 +38,10 @@ def test_targets_know_their_memory() -> None:
     assert sorted(targets.targets()) == ["h200", "rtx4090", "v5e", "v6e"]
     assert targets.target("v5e").memory == 16 * 2**30
     assert targets.target("h200").memory > 140 * 10**9
+
+
+def test_the_planner_knows_the_same_cards() -> None:
+    assert {x.name: x.memory for x in targets.targets().values()} == _cli.CARDS
 
 
 def test_a_missing_cuda_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

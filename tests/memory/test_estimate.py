@@ -12,7 +12,7 @@ import pytest
 import galore_optax
 from galore_optax import layerwise, memory
 from galore_optax.memory import Method, Setting, Sizes
-from galore_optax.memory._activations import Activations
+from galore_optax.memory._plan import activations
 
 # All widths differ: D 32, F 80, H·K 48, G·K 24.
 SIZES = Sizes(96, 32, 80, 3, heads=4, key_heads=2, head_size=12)
@@ -20,7 +20,7 @@ SIZES = Sizes(96, 32, 80, 3, heads=4, key_heads=2, head_size=12)
 
 def test_remat_saves_inputs_alone() -> None:
     setting = Setting(tokens=56, batch=5, remat=True)
-    assert Activations(SIZES, setting).saved == 3 * 5 * 56 * 32 * 2
+    assert activations(SIZES, setting).saved == 3 * 5 * 56 * 32 * 2
 
 
 def test_phases_of_a_plain_step_worked_out() -> None:
@@ -29,10 +29,11 @@ def test_phases_of_a_plain_step_worked_out() -> None:
     n, layer = 32, 2 * (32 * (48 + 24 + 24) + 48 * 32 + 3 * 32 * 80 + 2 * 32)
     embed, head = 2 * 96 * 32, 2 * (96 * 32 + 32)
     assert plan.weights == 3 * layer + embed + head
-    at_head, blocks, update, _ = plan.phases
-    assert at_head.gradients == head
-    assert at_head.activations == 3 * n * 32 * 2 + 6 * n * 96
-    assert at_head.workspace == 2 * n * 32 * 2
+    loss, at_head, blocks, update, _ = plan.phases
+    assert (loss.gradients, at_head.gradients) == (0, head)
+    assert loss.activations == 3 * n * 32 * 2 + 6 * n * 96
+    assert at_head.activations == 3 * n * 32 * 2 + 2 * n * 96
+    assert loss.workspace == at_head.workspace == 2 * n * 32 * 2
     assert (blocks.gradients, blocks.activations) == (3 * layer, 3 * n * 32 * 2)
     assert blocks.workspace == layer + 11 * 4 * 16 * n + 4 * n * 80
     assert update.total == 3 * layer + embed
@@ -40,9 +41,9 @@ def test_phases_of_a_plain_step_worked_out() -> None:
 
 def test_coordinates_of_galore_worked_out() -> None:
     plan = memory.plan(SIZES, Method("galore_sgd", (("rank", 8),)))
-    blocks = plan.phases[1].gradients
-    assert plan.phases[3].gradients == blocks
-    assert plan.phases[3].workspace == 3 * 4 * 8 * 80
+    blocks = plan.phases[2].gradients
+    assert plan.phases[4].gradients == blocks
+    assert plan.phases[4].workspace == 3 * 4 * 8 * 80
 
 
 def test_states_are_those_of_the_papers_formula() -> None:
@@ -85,15 +86,15 @@ def test_accumulation_holds_sums_beside_gradients() -> None:
     setting = Setting(tokens=64, remat=True)
     one = memory.plan("130m", "adamw", setting)
     four = memory.plan("130m", "adamw", dataclasses.replace(setting, accumulation=4))
-    assert four.phases[1].gradients == one.phases[1].gradients + one.weights
-    assert four.phases[2].gradients == one.weights
+    assert four.phases[2].gradients == one.phases[2].gradients + one.weights
+    assert four.phases[3].gradients == one.weights
 
 
 def test_layerwise_holds_the_gradients_of_one_layer() -> None:
     setting = Setting(tokens=64, remat=True, layerwise=True)
     one = memory.plan("7b", "galore_adamw8bit", setting)
     plain = memory.plan("7b", "galore_adamw8bit", Setting(tokens=64, remat=True))
-    assert one.phases[2].gradients == plain.phases[1].gradients // 32
+    assert one.phases[2].gradients == plain.phases[2].gradients // 32
     assert one.total < plain.total / 1.5
 
 
