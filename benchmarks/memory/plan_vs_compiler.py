@@ -33,6 +33,10 @@ def layerwise(tokens: int, **counts: int) -> Setting:
     return Setting(tokens, remat=True, layerwise=True, **counts)
 
 
+def never(tokens: int, **how: Any) -> Setting:
+    return Setting(tokens, **({"remat": True} | how), gradients="never")
+
+
 def _case(model: str, method: Method | str, setting: Setting = TINY) -> Any:
     return model, Method(method) if isinstance(method, str) else method, setting
 
@@ -66,6 +70,15 @@ CASES = [
     _case("1b", rank(GALORE + "8bit", 512), layerwise(512, batch=2, accumulation=2)),
     _case("7b", rank(GALORE + "8bit", 1024), layerwise(256, accumulation=4)),
     _case("130m", rank(GALORE, 256), layerwise(256, batch=8)),
+    # Gradients never formed.
+    *(_case("7b", rank(GALORE + "8bit", 1024), never(t)) for t in (256, 2048)),
+    _case("7b", rank(GALORE + "8bit", 1024), never(256, accumulation=4)),
+    _case("1b", rank(GALORE, 512), never(256)),
+    _case("1b", rank(GALORE + "8bit", 512), never(512, batch=4)),
+    _case("1b", rank(GALORE + "8bit", 512), never(256, accumulation=4)),
+    _case("1b", rank(GALORE + "8bit", 512), never(1024, remat=False)),
+    _case("1b", rank(GALORE + "8bit", 512), never(256, dtype="float32")),
+    _case("130m", rank(GALORE, 256), never(256, batch=8)),
     # Accumulation and f32.
     _case("1b", "adamw", dataclasses.replace(LONG, accumulation=4)),
     _case("1b", rank(GALORE, 512), dataclasses.replace(TINY, accumulation=4)),

@@ -45,45 +45,6 @@ _PREALLOCATED = (
     "A budget is what the process may have: JAX takes 75 % of a GPU's memory unless"
     " XLA_PYTHON_CLIENT_MEM_FRACTION is set, as in XLA_PYTHON_CLIENT_MEM_FRACTION=.95."
 )
-_Given = dict[str, Any]
-_FLAG: _Given = {"action": argparse.BooleanOptionalAction, "default": None}
-_COUNT: _Given = {"type": int, "metavar": "N"}
-_ARGUMENTS: dict[str, _Given] = {
-    "model": {"help": f"{', '.join(config_names())}, or the path of a config.json"},
-    "--method": {
-        "nargs": "+",
-        "metavar": "NAME",
-        "help": "optimizers of optax by name, with galore_ before and 8bit after it for"
-        " the projected and the 8-bit version; default: adamw galore_adamw, for a"
-        " budget also adamw8bit adafactor",
-    },
-    "--option": {
-        "action": "append",
-        "default": [],
-        "metavar": "NAME=VALUE",
-        "help": "of the methods, such as rank=1024; may be given several times",
-    },
-    "--tokens": _COUNT | {"default": 256, "help": "of one sequence"},
-    "--batch": _COUNT | {"default": 1, "help": "sequences of a micro-batch"},
-    "--accumulation": _COUNT | {"default": 1, "help": "micro-batches of one update"},
-    "--dtype": {
-        "choices": DTYPES,
-        "default": "bfloat16",
-        "help": "of weights, gradients and activations",
-    },
-    "--remat": _FLAG | {"help": "keep only inputs of blocks, compute the rest again"},
-    "--layerwise": _FLAG | {"help": "update each layer once its gradient is there"},
-    "--gradients": {
-        "choices": (FORMED, NEVER),
-        "help": "never: those of matrices are projected while they are made",
-    },
-    "--budget": {
-        "metavar": "SIZE",
-        "help": f"such as 24GB, or {', '.join(CARDS)}: search ranks, 8-bit moments, and"
-        " what of --remat, --layerwise and --gradients is not given",
-    },
-    "--png": {"metavar": "FILE", "help": "draw the methods side by side"},
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,9 +78,43 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     text = "what a training step of a LLaMA holds in memory"
     command = commands.add_parser("plan", help=text, description=text)
-    for name, given in _ARGUMENTS.items():
-        command.add_argument(name, **given)
+    _add_model(command.add_argument)
+    _add_step(command.add_argument)
     return whole
+
+
+def _add_model(add: Callable[..., Any]) -> None:
+    add("model", help=f"{', '.join(config_names())}, or the path of a config.json")
+    text = (
+        "optimizers of optax by name, with galore_ before and 8bit after it for the"
+        " projected and the 8-bit version; default: adamw galore_adamw, for a budget"
+        " also adamw8bit adafactor"
+    )
+    add("--method", nargs="+", metavar="NAME", help=text)
+    text = "of the methods, such as rank=1024; may be given several times"
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help=text)
+    text = (
+        f"such as 24GB, or {', '.join(CARDS)}: search ranks, 8-bit moments, and what of"
+        " --remat, --layerwise and --gradients is not given"
+    )
+    add("--budget", metavar="SIZE", help=text)
+    add("--png", metavar="FILE", help="draw the methods side by side")
+
+
+def _add_step(add: Callable[..., Any]) -> None:
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    add("--tokens", default=256, help="of one sequence", **number)
+    add("--batch", default=1, help="sequences of a micro-batch", **number)
+    add("--accumulation", default=1, help="micro-batches of one update", **number)
+    text = "of weights, gradients and activations"
+    add("--dtype", choices=DTYPES, default="bfloat16", help=text)
+    flag = argparse.BooleanOptionalAction
+    text = "blocks keep only their inputs and compute the rest again"
+    add("--remat", action=flag, default=None, help=text)
+    text = "update each layer as soon as its gradient is there"
+    add("--layerwise", action=flag, default=None, help=text)
+    text = "never: those of matrices are projected while they are made"
+    add("--gradients", choices=(FORMED, NEVER), help=text)
 
 
 def chosen(found: argparse.Namespace) -> tuple[Sizes, list[Method], Setting]:
@@ -152,7 +147,7 @@ def _plan(found: argparse.Namespace) -> int:
     return 0
 
 
-def _methods(names: Sequence[str], options: _Given) -> list[Method]:
+def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:
     """Each method with those options that it knows.
 
     Raises:
@@ -180,15 +175,17 @@ def with_rank(method: Method, sizes: Sizes) -> Method:
 
 def _settings(setting: Setting, found: argparse.Namespace) -> list[Setting]:
     """With every value of what is not given."""
-    open_to = {
-        "remat": (False, True) if found.remat is None else (found.remat,),
-        "layerwise": (False, True) if found.layerwise is None else (found.layerwise,),
-        "gradients": (found.gradients,) if found.gradients else (FORMED, NEVER),
-    }
-    pairs = itertools.product(*open_to.values())
-    ways = [dict(zip(open_to, values, strict=True)) for values in pairs]
-    able = [x for x in ways if not (x["layerwise"] and x["gradients"] == NEVER)]
-    return [dataclasses.replace(setting, **way) for way in able]
+    gradients = [found.gradients] if found.gradients else [FORMED, NEVER]
+    ways = itertools.product(_open(found.remat), _open(found.layerwise), gradients)
+    return [
+        dataclasses.replace(setting, remat=remat, layerwise=by_layer, gradients=made)
+        for remat, by_layer, made in ways
+        if not (by_layer and made == NEVER)
+    ]
+
+
+def _open(value: bool | None) -> tuple[bool, ...]:
+    return (False, True) if value is None else (value,)
 
 
 def _shown(choices: Sequence[Choice]) -> str:

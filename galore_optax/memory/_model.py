@@ -49,10 +49,6 @@ class Sizes:
                 f"hidden_size={self.width} is no multiple of"
                 f" num_attention_heads={self.heads}. Give head_dim."
             )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim={self.head_dim} must be even: rotary positions turn pairs."
-            )
         if self.heads % (self.key_heads or self.heads):
             raise ValueError(
                 f"num_attention_heads={self.heads} is no multiple of"

@@ -42,6 +42,7 @@ _F32 = 4  # bytes, in which scores, norms, the loss and sums are computed
 _COMMON = "copies that the compiler adds, rounding of addresses, the program itself"
 _NO_ACTIVATIONS = "activations and the model's workspace: only its weights are known"
 _REFRESH = "what a refresh of the projectors needs"
+_BETWEEN = "activations that one pass of a refresh leaves to the next, without remat"
 _NOTHING: Any = None
 _NO_FUNCTIONS = Model(_NOTHING, _NOTHING, _NOTHING)  # `init` calls none
 
@@ -190,8 +191,9 @@ def estimate(model: Sizes | Any, exact: Exact, setting: Setting, name: str) -> P
     else:
         found = _whole(activations(model, setting), exact, setting)
     phases = tuple(found)
-    if exact.records and "refresh" not in {phase.name for phase in phases}:
-        missing.insert(0, _REFRESH)
+    refreshes = "refresh" in {phase.name for phase in phases}
+    if exact.records and not (refreshes and setting.remat):
+        missing.insert(0, _BETWEEN if refreshes else _REFRESH)
     sizes = tree_bytes(exact.params), exact.state, *exact.adamw
     return Plan(name, setting, *sizes, phases, tuple(missing))
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which ranks and settings of a training step fit a budget."""
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from galore_optax.memory._methods import Method
 from galore_optax.memory._model import Setting, Sizes
@@ -12,11 +12,9 @@ from galore_optax.memory._show import gigabytes
 
 _FULL = 10**9  # rank of a method without projection
 _SMALLEST_RANK = 32
-_DEFAULT_RANK = 128
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A method and a setting that fit."""
 
     method: Method
@@ -25,8 +23,7 @@ class Choice:
     @property
     def rank(self) -> int | None:
         """`None` without projection."""
-        given: int = dict(self.method.options).get("rank", _DEFAULT_RANK)
-        return given if self.method.is_galore else None
+        return dict(self.method.options)["rank"] if self.method.is_galore else None
 
     @property
     def savings(self) -> tuple[str, ...]:
@@ -91,22 +88,26 @@ def search(
     found = [y for x in variants for y in _choices(sizes, x, settings)]
     fitting = [choice for choice in found if choice.plan.total <= budget]
     if not fitting:
-        raise NothingFits(_nothing_fits(found, budget))
+        least = min((choice.plan for choice in found), key=lambda plan: plan.total)
+        raise NothingFits(
+            f"nothing fits {gigabytes(budget)}. The smallest of {len(found)} settings"
+            f" is {least.name} with {least.setting}: {gigabytes(least.total)}, which"
+            f" misses by {gigabytes(least.total - budget)}. Give a larger budget, fewer"
+            " tokens, smaller micro-batches or a smaller model."
+        )
     kept = [c for c in fitting if not any(other.beats(c) for other in fitting)]
     return sorted(kept, key=lambda choice: choice.order)
 
 
 def _variants(method: Method, sizes: Sizes) -> Iterator[Method]:
     """At every rank, and in eight bits."""
-    if not method.is_galore or "rank" in dict(method.options):
-        at_ranks = [method]
-    else:
-        halves = (sizes.width >> power for power in range(1, sizes.width.bit_length()))
-        ranks = [rank for rank in halves if rank >= _SMALLEST_RANK]
-        at_ranks = [method.with_options(rank=x) for x in ranks or [sizes.width // 2]]
-    yield from at_ranks
-    if not method.is_8bit:
-        yield from (variant.in_8bit() for variant in at_ranks)
+    halves = [sizes.width >> power for power in range(1, sizes.width.bit_length())]
+    ranks = [rank for rank in halves if rank >= _SMALLEST_RANK] or halves[:1]
+    fixed = not method.is_galore or "rank" in dict(method.options)
+    for variant in [method] if fixed else [method.with_options(rank=x) for x in ranks]:
+        yield variant
+        if not method.is_8bit:
+            yield variant.in_8bit()
 
 
 def _choices(
@@ -127,13 +128,3 @@ def _choices(
 def _exactly(setting: Setting) -> tuple[str, bool]:
     """What the exact part of a plan depends on."""
     return setting.dtype, setting.layerwise
-
-
-def _nothing_fits(found: Sequence[Choice], budget: int) -> str:
-    least = min(found, key=lambda choice: choice.plan.total)
-    total, name = least.plan.total, f"{least.method} with {least.plan.setting}"
-    return (
-        f"nothing fits {gigabytes(budget)}. The smallest of {len(found)} settings is"
-        f" {name}: {gigabytes(total)}, which misses by {gigabytes(total - budget)}."
-        " Give a larger budget, fewer tokens, smaller micro-batches or a smaller model."
-    )

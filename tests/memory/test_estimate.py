@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,73 @@ def test_layerwise_adds_up_coordinates() -> None:
     assert two.phases[2].workspace - one.phases[2].workspace == copies
 
 
+def never(**how: Any) -> Setting:
+    return Setting(tokens=16, batch=2, remat=True, gradients="never", **how)
+
+
+def test_coordinates_take_the_place_of_gradients_never_formed() -> None:
+    plan = memory.plan(SIZES, Method("galore_sgd", (("rank", 8),)), never())
+    _, at_head, blocks, update, lift, refresh = plan.phases
+    low = 2 * 3 * (8 * (48 + 32 + 32 + 48) + 3 * 8 * 80 + 2 * 32)
+    assert at_head.gradients == 2 * (96 * 32 + 32)
+    assert blocks.gradients == lift.gradients == refresh.gradients == low
+    assert update.gradients == low + 2 * 96 * 32
+    assert lift.workspace == 2 * 3 * 8 * 80  # the largest leaf's, in its dtype
+    n, bases = 32, 2 * 3 * 8 * (32 + 24 + 24 + 32 + 3 * 32)
+    assert refresh.activations == blocks.activations + 8 * n * 96
+    assert refresh.workspace == blocks.workspace + 2 * bases
+    assert all("refresh" not in text for text in plan.not_modelled)
+
+
+def test_sums_of_micro_batches_are_coordinates() -> None:
+    method = Method("galore_sgd", (("rank", 8),))
+    one = memory.plan(SIZES, method, never()).phases
+    four = memory.plan(SIZES, method, never(accumulation=4)).phases
+    sums = one[1].gradients + one[3].gradients  # head; blocks and embedding
+    assert [x.gradients for x in four[:3]] == [x.gradients + sums for x in one[:3]]
+    assert four[3].gradients == four[4].gradients == sums
+    assert four[5] == one[5]  # of the first micro-batch
+
+
+def test_32_bit_weights_are_lifted_at_full_size() -> None:
+    method = Method("galore_sgd", (("rank", 8),))
+    plan = memory.plan(SIZES, method, never(dtype="float32"))
+    assert plan.phases[4].workspace == 2 * 4 * 3 * 32 * 80
+
+
+@pytest.mark.parametrize(
+    ("method", "gradients"),
+    [("svd", "whole"), ("random", None), ("power", "low"), ("randomized", "low")],
+)
+def test_what_a_refresh_holds_is_that_of_its_method(
+    method: str, gradients: str | None
+) -> None:
+    options = ("rank", 8), ("subspace", method)
+    plan = memory.plan(SIZES, Method("galore_sgd", options), never())
+    found = {x.name: x.gradients for x in plan.phases}.get("refresh")
+    low = plan.phases[2].gradients
+    assert found == {"whole": plan.weights, "low": low, None: None}[gradients]
+
+
+def test_without_a_projection_gradients_are_formed() -> None:
+    never_formed = memory.plan(SIZES, "adamw", never())
+    formed = memory.plan(SIZES, "adamw", Setting(16, 2, remat=True))
+    assert never_formed.phases == formed.phases
+
+
+def test_what_passes_leave_without_remat_is_not_modelled() -> None:
+    setting = Setting(16, gradients="never")
+    plan = memory.plan(SIZES, Method("galore_sgd", (("rank", 8),)), setting)
+    assert "without remat" in plan.not_modelled[0]
+
+
+def test_a_tree_has_coordinates_too() -> None:
+    params = {"up": {"kernel": jnp.zeros((64, 128))}, "bias": jnp.zeros(7)}
+    tx = galore_optax.galore_adamw(0.1, rank=4)
+    plan = memory.plan(params, tx, Setting(gradients="never"))
+    assert plan.phases[0].gradients == 4 * (4 * 128 + 7)
+
+
 @pytest.mark.parametrize("name", ["adamw", "galore_adamw8bit", "galore_adafactor"])
 def test_state_of_layerwise_steps_is_that_of_their_init(name: str) -> None:
     setting = Setting(layerwise=True, remat=True)
@@ -145,9 +213,18 @@ def test_settings_are_positive(name: str) -> None:
         Setting(**{name: 0})  # type: ignore[arg-type]
 
 
-def test_unknown_dtypes_are_refused() -> None:
-    with pytest.raises(ValueError, match="bfloat16"):
-        Setting(dtype="bf16")
+@pytest.mark.parametrize(
+    ("how", "known"),
+    [({"dtype": "bf16"}, "bfloat16"), ({"gradients": "always"}, "never")],
+)
+def test_unknown_words_are_refused(how: dict[str, Any], known: str) -> None:
+    with pytest.raises(ValueError, match=known):
+        Setting(**how)
+
+
+def test_gradients_of_layers_are_formed() -> None:
+    with pytest.raises(ValueError, match="gradients=never with layerwise"):
+        never(layerwise=True)
 
 
 @pytest.mark.parametrize(

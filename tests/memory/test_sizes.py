@@ -36,7 +36,6 @@ def test_a_config_of_grouped_queries_loads(tmp_path: Path) -> None:
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ({"hidden_size": 250, "num_attention_heads": 4}, "hidden_size=250"),
-        ({"head_dim": 3}, "head_dim=3"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
         ({"hidden_size": None}, "lacks hidden_size"),
     ],
