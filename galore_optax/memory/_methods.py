@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
@@ -30,32 +30,26 @@ from galore_optax._optimizers.adafactor import galore_adafactor
 from galore_optax._optimizers.adamw import galore_adamw, galore_adamw8bit
 from galore_optax._storage.quantized import quantized
 
-Maker = Callable[..., optax.GradientTransformation]
-
 # Needs more than gradients, deprecated, parts of optimizers.
 _LEFT_OUT = re.compile("lbfgs$|optimistic_adam$|scale_by_|_")
-_READY: dict[str, Maker] = {
-    "galore_adamw": galore_adamw,
-    "galore_adamw8bit": galore_adamw8bit,
-    "galore_adafactor": galore_adafactor,
-}
+_READY = {x.__name__: x for x in (galore_adamw, galore_adamw8bit, galore_adafactor)}
 _PREFIX, _SUFFIX = "galore_", "8bit"
-_CODE, _MOMENTS = "code", "moment_dtype"
-_BY_NAME: dict[str, ModuleType] = {"subspace": subspace, _CODE: codes}
+_MOMENTS = "moment_dtype"
+_BY_NAME: dict[str, ModuleType] = {"subspace": subspace, "code": codes}
 
 
-def _plain() -> dict[str, Maker]:
-    """Everything in optax whose first argument is a learning rate."""
-    found: dict[str, Maker] = {}
-    for name, value in sorted(vars(optax).items()):
-        if inspect.isfunction(value) or isinstance(value, functools.partial):
-            first = next(iter(inspect.signature(value).parameters), None)
-            if first == "learning_rate" and not _LEFT_OUT.match(name):
-                found[name] = value
-    return found
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
 
 
-_PLAIN = _plain()
+# Everything in optax whose first argument is a learning rate.
+_PLAIN: dict[str, Callable[..., optax.GradientTransformation]] = {
+    name: value
+    for name, value in sorted(vars(optax).items())
+    if (inspect.isfunction(value) or isinstance(value, functools.partial))
+    and not _LEFT_OUT.match(name)
+    and _parameters(value)[:1] == ["learning_rate"]
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +88,17 @@ class Method:
         """
         known = option_names(self.name)
         for option, _ in self.options:
-            if option not in known:
-                where = f" of {self.name!r}"
-                raise ValueError(_unknown("option", option, known, where))
+            _check("option", option, known, f" of {self.name!r}")
         values = {key: _value(key, value) for key, value in self.options}
-        make = _READY.get(self.name, functools.partial(_composed, self))
-        return make(learning_rate, **values)
+        if self.name in _READY:
+            return _READY[self.name](learning_rate, **values)
+        outer = {k: values.pop(k) for k in _outer(self.name) if k in values}
+        tx = _PLAIN[_inner(self.name)](learning_rate, **values)
+        if self.is_8bit:
+            tx = quantized(tx, code=outer.pop("code", None))
+        if self.is_galore:
+            return galore(tx, **outer)
+        return _in_dtype(tx, outer[_MOMENTS]) if _MOMENTS in outer else tx
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.options)
@@ -147,36 +146,24 @@ def option_names(name: str) -> list[str]:
     Raises:
       ValueError: an unknown name; the nearest known ones are offered.
     """
-    if name not in method_names():
-        more = f", each also with {_PREFIX} before and {_SUFFIX} after it"
-        raise ValueError(_unknown("method", name, method_names(), "", _PLAIN, more))
+    plain = ", ".join(_PLAIN)
+    shown = f"{plain}, each also with {_PREFIX} before and {_SUFFIX} after it"
+    _check("method", name, method_names(), shown=shown)
     if name in _READY:
-        return _parameters(_READY[name])
-    return [*_outer(name), *_parameters(_PLAIN[_inner_name(name)])]
+        return _parameters(_READY[name])[1:]
+    return [*_outer(name), *_parameters(_PLAIN[_inner(name)])[1:]]
 
 
 def _outer(name: str) -> list[str]:
     """Those that the optimizer of Optax does not know."""
-    coded = [_CODE] if name.endswith(_SUFFIX) else []
+    coded = ["code"] if name.endswith(_SUFFIX) else []
     if name.startswith(_PREFIX):
         return _parameters(galore)[1:] + coded
     return coded or [_MOMENTS]
 
 
-def _inner_name(name: str) -> str:
+def _inner(name: str) -> str:
     return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
-
-
-def _composed(
-    method: Method, rate: optax.ScalarOrSchedule, **values: Any
-) -> optax.GradientTransformation:
-    outer = {k: values.pop(k) for k in _outer(method.name) if k in values}
-    tx = _PLAIN[_inner_name(method.name)](rate, **values)
-    if method.is_8bit:
-        tx = quantized(tx, code=outer.pop(_CODE, None))
-    if method.is_galore:
-        return galore(tx, **outer)
-    return _in_dtype(tx, outer[_MOMENTS]) if _MOMENTS in outer else tx
 
 
 def _in_dtype(
@@ -202,30 +189,23 @@ def _in_dtype(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _parameters(function: Maker) -> list[str]:
-    return [p for p in inspect.signature(function).parameters if p != "learning_rate"]
-
-
 def _value(option: str, value: Any) -> Any:
     """A subspace method or a code where it is given by its name."""
     if option not in _BY_NAME or not isinstance(value, str):
         return value
     module = _BY_NAME[option]
     names = [x for x in vars(module) if x.islower() and not x.startswith("_")]
-    if value not in names:
-        raise ValueError(_unknown(option, value, names))
+    _check(option, value, names)
     return getattr(module, value)()
 
 
-def _unknown(
-    kind: str,
-    name: str,
-    known: Iterable[str],
-    where: str = "",
-    listed: Mapping[str, Any] | None = None,
-    more: str = "",
-) -> str:
+def _check(
+    kind: str, name: str, known: Sequence[str], of: str = "", shown: str = ""
+) -> None:
+    """Raises where `name` is unknown; the nearest are offered."""
+    if name in known:
+        return
     near = get_close_matches(name, known, n=3)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    listing = ", ".join(listed or known)
-    return f"unknown {kind} {name!r}{where}.{hint} Known: {listing}{more}."
+    shown = shown or ", ".join(known)
+    raise ValueError(f"unknown {kind} {name!r}{of}.{hint} Known: {shown}.")

@@ -45,6 +45,7 @@ _REFRESH = "what a refresh of the projectors needs"
 _BETWEEN = "activations that one pass of a refresh leaves to the next, without remat"
 _NOTHING: Any = None
 _NO_FUNCTIONS = Model(_NOTHING, _NOTHING, _NOTHING)  # `init` calls none
+_shape = jax.ShapeDtypeStruct
 
 
 class Phase(NamedTuple):
@@ -156,9 +157,6 @@ class Exact(NamedTuple):
         return flat.treedef.unflatten(leaves)
 
 
-_shape = jax.ShapeDtypeStruct
-
-
 def exact(
     model: Sizes | Any, tx: optax.GradientTransformation, setting: Setting
 ) -> Exact:
@@ -192,8 +190,9 @@ def estimate(model: Sizes | Any, exact: Exact, setting: Setting, name: str) -> P
         found = _whole(activations(model, setting), exact, setting)
     phases = tuple(found)
     refreshes = "refresh" in {phase.name for phase in phases}
-    if exact.records and not (refreshes and setting.remat):
-        missing.insert(0, _BETWEEN if refreshes else _REFRESH)
+    by_passes = refreshes and not needs_gradients(exact.records)
+    if exact.records and not (by_passes and setting.remat):
+        missing.insert(0, _BETWEEN if by_passes else _REFRESH)
     sizes = tree_bytes(exact.params), exact.state, *exact.adamw
     return Plan(name, setting, *sizes, phases, tuple(missing))
 

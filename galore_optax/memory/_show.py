@@ -48,11 +48,10 @@ def table(plans: Sequence[Plan]) -> str:
       first moments, bf16    17.99 MB
       second moments, bf16   17.99 MB
       other                       4 B
-      gradients               8.19 MB
       activations            62.91 MB
       workspace             131.07 kB
       -------------------------------
-      total                 125.21 MB
+      total                 117.02 MB
       at the peak                head
     """
     pairs = [plan.name.removesuffix(")").partition("(")[::2] for plan in plans]
@@ -89,17 +88,14 @@ def against_adamw(plans: Sequence[Plan]) -> str:
         f"state of optax.adamw: {gigabytes(adamw)} with moments in the dtype of the"
         f" weights, {gigabytes(in_f32)} in f32"
     )
-    warned = (_exceeds(plan) for plan in plans if plan.state.total > plan.adamw)
-    return "\n".join([*([told] if in_f32 > adamw else []), *warned])
-
-
-def _exceeds(plan: Plan) -> str:
-    cures = ["a lower rank"] if plan.state.projectors else []
-    return (
+    warned = [
         f"warning: the state of {plan.name}, {gigabytes(plan.state.total)}, exceeds"
         f" optax.adamw's, {gigabytes(plan.adamw)}. Less takes"
-        f" {' or '.join([*cures, 'moments in eight bits'])}."
-    )
+        f" {'a lower rank or ' * (plan.state.projectors > 0)}moments in eight bits."
+        for plan in plans
+        if plan.state.total > adamw
+    ]
+    return "\n".join([told] * (in_f32 > adamw) + warned)
 
 
 def notes(plans: Sequence[Plan]) -> str:
