@@ -243,10 +243,21 @@ def _whole(a: Activations, exact: Exact, setting: Setting) -> Iterator[Phase]:
     lifted = 2 * _F32 * _largest(exact, "shape") if never and s == _F32 else 0
     low = (s if never else _F32) * _largest(exact, "coordinate_shape")
     yield Phase("update", sums or blocks, 0, max(low, lifted))
-    if never and needs_gradients(exact.records):
+    if never:
+        yield from _refresh(a, exact, s, blocks, layer)
+
+
+def _refresh(
+    a: Activations, exact: Exact, s: int, blocks: int, layer: int
+) -> Iterator[Phase]:
+    """Before coordinates are made: by gradients, by passes that make none, or neither.
+
+    Passes hold products of the size of coordinates, vectors that are searched with, and
+    what these become, both like the projectors.
+    """
+    if needs_gradients(exact.records):
         yield Phase("refresh", tree_bytes(exact.params), a.saved, layer)
-    elif never and any(map(_takes_passes, exact.records)):
-        # Vectors that are searched with, and what they become, like the projectors.
+    elif any(map(_takes_passes, exact.records)):
         searched = 2 * s * sum(map(_basis_entries, exact.matrices))
         logits = 2 * _F32 * a.entries
         yield Phase("refresh", blocks, a.saved + logits, searched + layer)
