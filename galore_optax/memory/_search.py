@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which ranks and settings of a training step fit a budget."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from galore_optax.memory._methods import Method
-from galore_optax.memory._model import Setting, Sizes
+from galore_optax.memory._model import FORMED, Setting, Sizes
 from galore_optax.memory._plan import Plan, estimate, exact
 from galore_optax.memory._show import gigabytes
 
@@ -69,7 +70,7 @@ def search(
 
     Raises:
       NothingFits: with the smallest that was tried, and by how much it misses.
-      ValueError: an unknown method or option.
+      ValueError: an unknown method or option; none runs in any of the settings.
 
     Example:
       >>> from galore_optax import memory
@@ -86,6 +87,8 @@ def search(
         method.make()  # raises for what is unknown
     variants = dict.fromkeys(x for y in methods for x in _variants(y, sizes))
     found = [y for x in variants for y in _choices(sizes, x, settings)]
+    if not found:
+        exact(sizes, methods[0].make(), settings[0])  # raises for what hinders it
     fitting = [choice for choice in found if choice.plan.total <= budget]
     if not fitting:
         least = min((choice.plan for choice in found), key=lambda plan: plan.total)
@@ -114,8 +117,10 @@ def _choices(
     sizes: Sizes, method: Method, settings: Sequence[Setting]
 ) -> Iterator[Choice]:
     """Of one method, in every setting that it can run in."""
-    able = [x for x in settings if method.is_galore or not x.never_formed]
-    for _, group in itertools.groupby(sorted(able, key=_exactly), key=_exactly):
+    if not method.is_galore:  # all that it trains has a gradient
+        formed = (dataclasses.replace(x, gradients=FORMED) for x in settings)
+        settings = list(dict.fromkeys(formed))
+    for _, group in itertools.groupby(sorted(settings, key=_exactly), key=_exactly):
         alike = list(group)
         try:
             found = exact(sizes, method.make(), alike[0])

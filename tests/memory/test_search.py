@@ -63,10 +63,17 @@ def test_a_7b_model_fits_a_24_gb_card() -> None:
     assert "layerwise" in found[0].savings
 
 
-def test_gradients_never_formed_are_tried_with_a_projection_alone() -> None:
+def test_gradients_are_never_formed_with_a_projection_alone() -> None:
     never = [Setting(remat=True, gradients="never")]
     found = memory.search(MODEL, BOTH, never, 10**10)
-    assert {choice.method.family for choice in found} == {"galore_adamw"}
+    savings = {choice.method.name: choice.savings for choice in found}
+    assert savings["adamw"] == ("remat",)
+    assert savings["galore_adamw"] == ("remat", "never formed")
+
+
+def test_what_hinders_a_method_everywhere_is_said() -> None:
+    with pytest.raises(ValueError, match="nothing to store"):
+        memory.search(MODEL, [Method("sgd8bit")], every(), 10**12)
 
 
 def test_nothing_fits_names_the_smallest_and_the_miss() -> None:
