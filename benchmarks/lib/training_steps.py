@@ -47,7 +47,7 @@ def step_of(
     setting: memory.Setting,
     refresh: bool | None = None,
 ) -> Step:
-    """The step that a setting describes; `refresh` as for `galore`."""
+    """The step that a setting describes; `refresh` as for `galore`, but by layer."""
     if setting.layerwise:
         return by_layer(sizes, tx, setting).update
     loss = loss_of(sizes, setting.remat)

@@ -21,7 +21,7 @@ _EXCEEDED = (
     re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
 )
 # Nothing can be timed without the device.
-_OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": {}}
+OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": {}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +76,28 @@ def compile_step(
 
     Source: `jax.experimental.topologies`, XLA's ahead-of-time compilation.
     """
+    tokens = memory.tree_bytes(abstract(sizes, tx, setting)[2])
+    return _assign(lower_step(sizes, tx, setting, target, refresh), target, tokens)
+
+
+def lower_step(
+    sizes: Sizes,
+    tx: optax.GradientTransformation,
+    setting: Setting,
+    target: Target,
+    refresh: bool | None = None,
+) -> jax.stages.Lowered:
+    """The program that `compile_step` compiles."""
     sharding = jax.sharding.SingleDeviceSharding(target.device())
     given = abstract(sizes, tx, setting)
     placed = jax.tree.map(lambda x: x.update(sharding=sharding), given)
     step = jax.jit(step_of(sizes, tx, setting, refresh), donate_argnums=(0, 1))
-    lowered = step.trace(*placed).lower(lowering_platforms=(target.platform,))
-    return _assign(lowered, target, memory.tree_bytes(given[2]))
+    return step.trace(*placed).lower(lowering_platforms=(target.platform,))
 
 
 def _assign(lowered: Any, target: Target, tokens: int) -> Assignment:
     try:
-        compiled = lowered.compile(compiler_options=_OPTIONS[target.platform])
+        compiled = lowered.compile(compiler_options=OPTIONS[target.platform])
     except jax.errors.JaxRuntimeError as error:
         return _refusal(error, target, tokens)
     found = compiled.memory_analysis()

@@ -39,10 +39,10 @@ from benchmarks.lib.subjects import (
     timed,
 )
 from benchmarks.memory import hlo, tables
+from benchmarks.memory.assignment import OPTIONS
 from benchmarks.memory.targets import target as target_of
 from galore_optax import memory
 
-OPTIONS = {"xla_gpu_autotune_level": 0}  # nothing can be timed without the device
 TARGETS = ("rtx4090", "h200")
 MODELS = ("60m", "130m", "350m", "1b", "7b")
 DIVISORS = (16, 8, 4, 2)
@@ -73,7 +73,7 @@ def compile_step(name: str, rank: int, tree: Any, target: str, **extra: Any) -> 
     trace_seconds, lowered = timed(
         lambda: step.trace(*placed).lower(lowering_platforms=(card.platform,))
     )
-    seconds, program = timed(lambda: lowered.compile(compiler_options=OPTIONS))
+    seconds, program = timed(lambda: lowered.compile(compiler_options=OPTIONS["cuda"]))
     sizes = map(memory.tree_bytes, (params, state))
     return Compiled(program, *sizes, trace_seconds, seconds)
 
