@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole training steps of a LLaMA in plain JAX, with and without its gradients.
+"""Whole training steps of a LLaMA in plain JAX: gradients at once, by layer, or never.
 
     step(params, state, parts) -> (params, state, loss)     parts (A, B, T + 1), int32
 
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 
 import galore_optax
-from galore_optax import memory
+from benchmarks.lib.llama import model
+from galore_optax import layerwise, memory
 from galore_optax.layerwise import Params
-from galore_optax.memory import _step
 
 FORMED, NEVER = "formed", "never"
 Step = Callable[[Params, Any, jax.Array], tuple[Params, Any, jax.Array]]
@@ -27,8 +27,38 @@ Differentiate = Callable[..., tuple[jax.Array, Any, Any]]
 
 
 def loss_of(sizes: memory.Sizes, remat: bool) -> Callable[[Params, Any], jax.Array]:
-    """That of the model which the planner compiles."""
-    return _step.loss_of(memory.model(sizes), remat)
+    """Embed, a scan over the blocks, head."""
+    made = model(sizes)
+    block = jax.checkpoint(made.block, prevent_cse=False) if remat else made.block
+
+    def loss(params: Params, batch: Any) -> jax.Array:
+        def layer(x: jax.Array, params: Any) -> tuple[jax.Array, None]:
+            return block(params, x, batch), None
+
+        x, _ = jax.lax.scan(layer, made.embed(params.embed, batch), params.blocks)
+        return made.head(params.head, params.embed, x, batch)
+
+    return loss
+
+
+def step_of(
+    sizes: memory.Sizes,
+    tx: optax.GradientTransformation,
+    setting: memory.Setting,
+    refresh: bool | None = None,
+    shares: int = 1,
+) -> Step:
+    """The step that a setting describes; `refresh` as for `galore`, but by layer."""
+    if setting.layerwise:
+        return by_layer(sizes, tx, setting).update
+    loss = loss_of(sizes, setting.remat)
+    return training_step(loss, tx, setting.gradients, refresh, shares)
+
+
+def by_layer(
+    sizes: memory.Sizes, tx: optax.GradientTransformation, setting: memory.Setting
+) -> layerwise.Step:
+    return layerwise.make_step(model(sizes), tx, remat=setting.remat)
 
 
 def training_step(
@@ -100,5 +130,6 @@ def abstract(
 ) -> tuple[Params, Any, jax.ShapeDtypeStruct]:
     """The arguments of a step, without numbers."""
     params = memory.shapes(sizes, setting.dtype)
+    init = by_layer(sizes, tx, setting).init if setting.layerwise else tx.init
     shape = setting.accumulation, setting.batch, setting.tokens + 1
-    return params, jax.eval_shape(tx.init, params), jax.ShapeDtypeStruct(shape, "int32")
+    return params, jax.eval_shape(init, params), jax.ShapeDtypeStruct(shape, "int32")

@@ -39,9 +39,10 @@ from benchmarks.lib.subjects import (
     timed,
 )
 from benchmarks.memory import hlo, tables
+from benchmarks.memory.assignment import OPTIONS
+from benchmarks.memory.targets import target as target_of
 from galore_optax import memory
 
-OPTIONS = {"xla_gpu_autotune_level": 0}  # nothing can be timed without the device
 TARGETS = ("rtx4090", "h200")
 MODELS = ("60m", "130m", "350m", "1b", "7b")
 DIVISORS = (16, 8, 4, 2)
@@ -62,7 +63,7 @@ class Compiled:
 
 def compile_step(name: str, rank: int, tree: Any, target: str, **extra: Any) -> Any:
     """The step of an optimizer; `extra` are arguments of its update."""
-    tx, card = optimizer(name, rank, 200), memory.target(target)
+    tx, card = optimizer(name, rank, 200), target_of(target)
     sharding = jax.sharding.SingleDeviceSharding(card.device())
     params = abstract(tree)
     state = jax.eval_shape(tx.init, params)
@@ -72,7 +73,7 @@ def compile_step(name: str, rank: int, tree: Any, target: str, **extra: Any) -> 
     trace_seconds, lowered = timed(
         lambda: step.trace(*placed).lower(lowering_platforms=(card.platform,))
     )
-    seconds, program = timed(lambda: lowered.compile(compiler_options=OPTIONS))
+    seconds, program = timed(lambda: lowered.compile(compiler_options=OPTIONS["cuda"]))
     sizes = map(memory.tree_bytes, (params, state))
     return Compiled(program, *sizes, trace_seconds, seconds)
 
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("--label", default="", help="of the record, beside others")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    target = memory.target(TARGETS[0])
+    target = target_of(TARGETS[0])
     target.prepare()
     try:
         target.device()

@@ -31,8 +31,8 @@ from benchmarks.lib.training_steps import (
     training_step,
 )
 from benchmarks.memory import hlo, tables, wire
-from benchmarks.memory.compiled_step import OPTIONS
-from galore_optax import memory
+from benchmarks.memory.assignment import OPTIONS, lower_step
+from benchmarks.memory.targets import target as target_of
 from galore_optax.memory import Method, Setting, Sizes
 
 TARGET = "rtx4090"
@@ -74,39 +74,22 @@ class Held:
 
     def measure(self, sizes: Sizes) -> dict[str, Any]:
         start = time.perf_counter()
-        found = self._layerwise(sizes) if self.setting.layerwise else self._step(sizes)
-        print(f"compiled {self}: {found['total'] / 1e9:.2f} GB", flush=True)
-        return found | {"seconds": round(time.perf_counter() - start, 1)}
-
-    def _layerwise(self, sizes: Sizes) -> dict[str, Any]:
-        tx, target = self.method.make(), memory.target(TARGET)
-        found = memory.compile_step(sizes, tx, self.setting, target)
-        return {"total": found.total, "temporaries": found.temporaries}
-
-    def _step(self, sizes: Sizes) -> dict[str, Any]:
         program = self.compile(sizes)
         found = program.memory_analysis()
-        products = gradient_products(hlo.Program.parse(program.as_text()), sizes)
-        return {
-            "total": found.argument_size_in_bytes
-            + found.temp_size_in_bytes
-            + found.output_size_in_bytes
-            - found.alias_size_in_bytes,
-            "temporaries": found.temp_size_in_bytes,
-            "gradient_products": len(products),
-        }
+        total = found.argument_size_in_bytes + found.temp_size_in_bytes
+        total += found.output_size_in_bytes - found.alias_size_in_bytes
+        print(f"compiled {self}: {total / 1e9:.2f} GB", flush=True)
+        made = {"total": total, "temporaries": found.temp_size_in_bytes}
+        if not self.setting.layerwise:
+            products = gradient_products(hlo.Program.parse(program.as_text()), sizes)
+            made["gradient_products"] = len(products)
+        return made | {"seconds": round(time.perf_counter() - start, 1)}
 
     def compile(self, sizes: Sizes) -> Any:
-        target, tx = memory.target(TARGET), self.method.make()
-        sharding = jax.sharding.SingleDeviceSharding(target.device())
-        given = abstract(sizes, tx, self.setting)
-        placed = jax.tree.map(lambda x: x.update(sharding=sharding), given)
-        loss = loss_of(sizes, self.setting.remat)
+        setting = dataclasses.replace(self.setting, gradients=self.gradients)
         refresh = None if self.refresh else False
-        step = training_step(loss, tx, self.gradients, refresh, self.shares)
-        traced = jax.jit(step, donate_argnums=(0, 1)).trace(*placed)
-        lowered = traced.lower(lowering_platforms=(target.platform,))
-        return lowered.compile(compiler_options=OPTIONS)
+        given = self.method.make(), setting, target_of(TARGET), refresh, self.shares
+        return lower_step(sizes, *given).compile(compiler_options=OPTIONS["cuda"])
 
 
 def held(value: int = 1024) -> list[Held]:
@@ -145,7 +128,7 @@ def _is_between(sides: set[int], shape: tuple[int, ...]) -> bool:
 
 
 def measure_bytes(quick: bool) -> None:
-    memory.target(TARGET).prepare()
+    target_of(TARGET).prepare()
     sizes = Sizes.load("9m" if quick else "7b")
     runs = records.Runs(f"memory/never_formed_{TARGET}")
     rows = []

@@ -15,6 +15,8 @@ from typing import Any
 
 from benchmarks.lib import records
 from benchmarks.memory import tables
+from benchmarks.memory.assignment import compile_step
+from benchmarks.memory.targets import target as target_of
 from galore_optax import memory
 from galore_optax.memory import Method, Setting, Sizes
 
@@ -29,6 +31,10 @@ def rank(name: str, value: int) -> Method:
 
 def layerwise(tokens: int, **counts: int) -> Setting:
     return Setting(tokens, remat=True, layerwise=True, **counts)
+
+
+def never(tokens: int, **how: Any) -> Setting:
+    return Setting(tokens, **({"remat": True} | how), gradients="never")
 
 
 def _case(model: str, method: Method | str, setting: Setting = TINY) -> Any:
@@ -64,6 +70,15 @@ CASES = [
     _case("1b", rank(GALORE + "8bit", 512), layerwise(512, batch=2, accumulation=2)),
     _case("7b", rank(GALORE + "8bit", 1024), layerwise(256, accumulation=4)),
     _case("130m", rank(GALORE, 256), layerwise(256, batch=8)),
+    # Gradients never formed.
+    *(_case("7b", rank(GALORE + "8bit", 1024), never(t)) for t in (256, 2048)),
+    _case("7b", rank(GALORE + "8bit", 1024), never(256, accumulation=4)),
+    _case("1b", rank(GALORE, 512), never(256)),
+    _case("1b", rank(GALORE + "8bit", 512), never(512, batch=4)),
+    _case("1b", rank(GALORE + "8bit", 512), never(256, accumulation=4)),
+    _case("1b", rank(GALORE + "8bit", 512), never(1024, remat=False)),
+    _case("1b", rank(GALORE + "8bit", 512), never(256, dtype="float32")),
+    _case("130m", rank(GALORE, 256), never(256, batch=8)),
     # Accumulation and f32.
     _case("1b", "adamw", dataclasses.replace(LONG, accumulation=4)),
     _case("1b", rank(GALORE, 512), dataclasses.replace(TINY, accumulation=4)),
@@ -78,7 +93,7 @@ def compare(
     sizes = Sizes.load(model)
     ours = memory.plan(sizes, method, setting)
     start = time.perf_counter()
-    found = memory.compile_step(sizes, method.make(), setting, target)
+    found = compile_step(sizes, method.make(), setting, target)
     seconds = time.perf_counter() - start
     ours_total = ours.total + found.tokens
     return {
@@ -97,7 +112,7 @@ def compare(
 
 
 def main() -> None:
-    target = memory.target(sys.argv[1] if len(sys.argv) > 1 else "rtx4090")
+    target = target_of(sys.argv[1] if len(sys.argv) > 1 else "rtx4090")
     target.prepare()
     rows, only = [], sys.argv[2:3]
     for case in (case for case in CASES if not only or case[0] in only):

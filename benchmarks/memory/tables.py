@@ -72,8 +72,11 @@ STEPS_7B = {  # method, tokens, whether layer by layer
 
 def row_7b(found: Found, method: str, tokens: int, layerwise: bool) -> Found:
     """The row of one such step of LLaMA-7B."""
-    setting = f"1 x {tokens} tokens, bfloat16, remat" + ", layerwise" * layerwise
-    wanted = "7b", method, setting
+    return _row_7b(found, method, tokens, ", layerwise" * layerwise)
+
+
+def _row_7b(found: Found, method: str, tokens: int, how: str) -> Found:
+    wanted = "7b", method, f"1 x {tokens} tokens, bfloat16, remat{how}"
     rows = {(r["model"], r["method"], r["setting"]): r for r in found["rows"]}
     return rows[wanted]
 
@@ -94,8 +97,8 @@ TERMS = {
     "first moments": "first moments, 8 bits",
     "second moments": "second moments, 8 bits",
     "scales": "scales",
-    "gradients": "gradients",
-    "activations": "inputs of layers",
+    "gradients": "gradients, or coordinates",
+    "activations": "inputs of layers, logits",
     "workspace": "workspace",
 }
 
@@ -103,6 +106,7 @@ TERMS = {
 @of("memory/plan_vs_compiler")
 def plan_7b(found: Found) -> str:
     steps = [row_7b(found, *key) for key in list(STEPS_7B.values())[1:]]
+    steps.append(_row_7b(found, EIGHT_BIT, 256, ", never formed"))
 
     def cells(values: Iterable[float]) -> list[str]:
         return [f"{v / 1e9:.2f}" if v >= 5e6 else "" for v in values]
@@ -114,7 +118,7 @@ def plan_7b(found: Found) -> str:
     for who in ("estimate", "compiler"):
         rows.append((f"total, {who}", *cells(step[who]["total"] for step in steps)))
     heads = "256 tokens, all gradients", "256, layerwise", "2,048, layerwise"
-    return table(("", *heads), rows)
+    return table(("", *heads, "256, never formed"), rows)
 
 
 @of("memory/plan_paper")

@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from galore_optax._asking.held import array_bytes
 from galore_optax._asking.held import tree_bytes as tree_bytes
+from galore_optax._storage.quantized import MOMENTS
 
-_FIRST = frozenset({"mu", "m", "trace", "ema", "momentum"})
-_SECOND = frozenset({"nu", "nu_max", "n", "v", "v_row", "v_col", "row", "col"}) | {
-    "sum_of_squares",
-    "e_g",
-    "e_x",
-}
+# Of states' fields: those that may be kept in eight bits, and others.
+_KINDS_OF_FIELDS = (
+    {"scales": "scales", "projector": "projectors"}
+    | {
+        name: "first_moments" if sign == "signed" else "second_moments"
+        for name, sign in MOMENTS.items()
+    }
+    | dict.fromkeys(("m", "momentum"), "first_moments")
+    | dict.fromkeys(("n", "v", "v_row", "v_col", "row", "col"), "second_moments")
+)
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     f"{letter}IB": 2 ** (10 * power) for power, letter in enumerate("KMGT", 1)
 }
@@ -39,15 +43,11 @@ class StateBytes:
 
     @property
     def kinds(self) -> dict[str, int]:
-        return {name: vars(self)[name] for name in _KINDS}
+        return {name: size for name, size in vars(self).items() if name != "dtypes"}
 
     @property
     def total(self) -> int:
         return sum(self.kinds.values())
-
-
-_KINDS = tuple(x.name for x in dataclasses.fields(StateBytes) if x.name != "dtypes")
-_MOMENTS = ("first_moments", "second_moments")
 
 
 def state_bytes(state: Any) -> StateBytes:
@@ -62,9 +62,6 @@ def state_bytes(state: Any) -> StateBytes:
     Args:
       state: arrays or shapes, such as `jax.eval_shape(tx.init, params)`.
 
-    Returns:
-      a `StateBytes`.
-
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> from galore_optax import memory
@@ -72,34 +69,24 @@ def state_bytes(state: Any) -> StateBytes:
       >>> memory.state_bytes(optax.adam(1e-3).init(params))
       StateBytes(projectors=0, first_moments=512, second_moments=512, scales=0, other=4)
     """
-    found = dict.fromkeys(_KINDS, 0)
-    dtypes: dict[str, dict[str, int]] = {kind: {} for kind in _MOMENTS}
+    found: dict[str, dict[str, int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        kind, size = _kind(path), array_bytes(leaf)
-        found[kind] += size
-        if kind in _MOMENTS:
-            name = _short(leaf.dtype)
-            dtypes[kind][name] = dtypes[kind].get(name, 0) + size
-    return StateBytes(**found, dtypes=dtypes)
+        parts, name = found.setdefault(_kind(path), {}), _short(leaf.dtype)
+        parts[name] = parts.get(name, 0) + array_bytes(leaf)
+    totals = {kind: sum(parts.values()) for kind, parts in found.items()}
+    moments = {kind: parts for kind, parts in found.items() if "moments" in kind}
+    return StateBytes(**totals, dtypes=moments)
 
 
 def _short(dtype: Any) -> str:
     """As in f32, bf16, int8."""
-    return str(jnp.dtype(dtype).name).replace("float", "f")
+    return str(dtype).replace("float", "f")
 
 
 def _kind(path: tuple[Any, ...]) -> str:
-    fields = [str(getattr(key, "name", "")) for key in path]
-    for name in reversed(fields):
-        if name == "scales":
-            return "scales"
-        if name == "projector":
-            return "projectors"
-        if name in _FIRST:
-            return "first_moments"
-        if name in _SECOND:
-            return "second_moments"
-    return "other"
+    fields = (str(getattr(key, "name", "")) for key in reversed(path))
+    kinds = (_KINDS_OF_FIELDS[name] for name in fields if name in _KINDS_OF_FIELDS)
+    return next(kinds, "other")
 
 
 def parse_size(text: str) -> int:

@@ -2,29 +2,40 @@
 """The command line: python -m galore_optax plan 7b --method adamw galore_adamw8bit."""
 
 import argparse
+import dataclasses
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from galore_optax.memory import _budget
 from galore_optax.memory._bytes import parse_size
-from galore_optax.memory._compile import compile_step
-from galore_optax.memory._configs import config_names
-from galore_optax.memory._estimate import Plan, plan
 from galore_optax.memory._methods import Method, option_names, parse_options
-from galore_optax.memory._plot import draw
-from galore_optax.memory._setting import DTYPES, Setting
-from galore_optax.memory._sizes import Sizes
-from galore_optax.memory._table import (
-    against_adamw,
-    comparison,
-    notes,
-    table,
-    verdict,
+from galore_optax.memory._model import (
+    DTYPES,
+    FORMED,
+    NEVER,
+    Setting,
+    Sizes,
+    config_names,
 )
-from galore_optax.memory._targets import Target, target, targets
+from galore_optax.memory._plan import plan
+from galore_optax.memory._search import Choice, NothingFits, search
+from galore_optax.memory._show import (
+    against_adamw,
+    draw,
+    gigabytes,
+    notes,
+    ruled,
+    table,
+)
 
+CARDS = {
+    "rtx4090": 25_353_519_104,
+    "h200": 150_754_820_096,
+    "v5e": 16 * 2**30,
+    "v6e": 32 * 2**30,
+}  # bytes that a program can be given, by XLA's descriptions
 _EXPECTED = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
 _USUAL_RANK = 128  # the default of galore
 _SHOWN = 12  # choices of a budget
@@ -43,13 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: without the program's name; those of the process if `None`.
 
     Returns:
-      0; 1 where nothing fits the budget or the target; 2 for an error, which is printed
-      without a traceback.
+      0; 1 where nothing fits the budget; 2 for an error, which is printed without a
+      traceback.
     """
-    found = _parser().parse_args(arguments)
+    found = parser().parse_args(arguments)
+    return told(lambda: _plan(found))
+
+
+def told(run: Callable[[], int]) -> int:
+    """What `run` returns, its errors printed without a traceback."""
     try:
-        return _plan(found)
-    except _budget.NothingFits as error:
+        return run()
+    except NothingFits as error:
         print(error, file=sys.stderr)
         return 1
     except _EXPECTED as error:
@@ -57,38 +73,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _plan(found: argparse.Namespace) -> int:
-    # This process does nothing else, so the environment is set here and not in a
-    # second one, which could not be handed an optimizer.
-    device = target(found.compile) if found.compile else None
-    if device:
-        device.prepare()
-    sizes, setting = Sizes.load(found.model), _setting(found)
-    budget = parse_size(found.budget) if found.budget else None
-    names = found.method or (_FOR_BUDGETS if budget else _DEFAULT)
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="python -m galore_optax")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    text = "what a training step of a LLaMA holds in memory"
+    command = commands.add_parser("plan", help=text, description=text)
+    _add_model(command.add_argument)
+    _add_step(command.add_argument)
+    return whole
+
+
+def _add_model(add: Callable[..., Any]) -> None:
+    add("model", help=f"{', '.join(config_names())}, or the path of a config.json")
+    text = (
+        "optimizers of optax by name, with galore_ before and 8bit after it for the"
+        " projected and the 8-bit version; default: adamw galore_adamw, for a budget"
+        " also adamw8bit adafactor"
+    )
+    add("--method", nargs="+", metavar="NAME", help=text)
+    text = "of the methods, such as rank=1024; may be given several times"
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help=text)
+    text = (
+        f"such as 24GB, or {', '.join(CARDS)}: search ranks, 8-bit moments, and what of"
+        " --remat, --layerwise and --gradients is not given"
+    )
+    add("--budget", metavar="SIZE", help=text)
+    add("--png", metavar="FILE", help="draw the methods side by side")
+
+
+def _add_step(add: Callable[..., Any]) -> None:
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    add("--tokens", default=256, help="of one sequence", **number)
+    add("--batch", default=1, help="sequences of a micro-batch", **number)
+    add("--accumulation", default=1, help="micro-batches of one update", **number)
+    text = "of weights, gradients and activations"
+    add("--dtype", choices=DTYPES, default="bfloat16", help=text)
+    flag = argparse.BooleanOptionalAction
+    text = "blocks keep only their inputs and compute the rest again"
+    add("--remat", action=flag, default=None, help=text)
+    text = "update each layer as soon as its gradient is there"
+    add("--layerwise", action=flag, default=None, help=text)
+    text = "never: those of matrices are projected while they are made"
+    add("--gradients", choices=(FORMED, NEVER), help=text)
+
+
+def chosen(found: argparse.Namespace) -> tuple[Sizes, list[Method], Setting]:
+    """The model, the methods and the setting that are asked for."""
+    names = found.method or (_FOR_BUDGETS if found.budget else _DEFAULT)
     methods = _methods(names, parse_options(found.option))
-    ranked = [_with_rank(method, sizes) for method in methods]
-    plans = [plan(sizes, method, setting) for method in ranked]
+    counts = found.tokens, found.batch, found.accumulation, found.dtype
+    how = bool(found.remat), bool(found.layerwise), found.gradients or FORMED
+    return Sizes.load(found.model), methods, Setting(*counts, *how)
+
+
+def _plan(found: argparse.Namespace) -> int:
+    sizes, methods, setting = chosen(found)
+    budget = None
+    if found.budget:
+        budget = CARDS.get(found.budget) or parse_size(found.budget)
+    plans = [plan(sizes, with_rank(method, sizes), setting) for method in methods]
     said = filter(None, (table(plans), against_adamw(plans), notes(plans)))
     print(f"{found.model}: {setting}", "", *said, sep="\n", flush=True)
     if found.png:
         draw(plans, found.png, budget, f"{Path(found.model).stem}: {setting}")
         print(f"wrote {found.png}")
-    fits = [_compile(sizes, *pair, device) for pair in zip(ranked, plans, strict=True)]
     if budget:
-        _search(sizes, methods, setting, budget, found)
-    return 0 if all(fits) else 1
-
-
-def _setting(found: argparse.Namespace) -> Setting:
-    return Setting(
-        found.tokens,
-        found.batch,
-        found.accumulation,
-        found.dtype,
-        bool(found.remat),
-        bool(found.layerwise),
-    )
+        choices = search(sizes, methods, _settings(setting, found), budget)
+        print(f"\nwhat fits {found.budget}, by estimate, best first:")
+        print(_shown(choices[:_SHOWN]))
+        if len(choices) > _SHOWN:
+            print(f"and {len(choices) - _SHOWN} more")
+        print(_PREALLOCATED)
+    return 0
 
 
 def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:
@@ -108,7 +164,7 @@ def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:
     ]
 
 
-def _with_rank(method: Method, sizes: Sizes) -> Method:
+def with_rank(method: Method, sizes: Sizes) -> Method:
     """A quarter of the width where none is given and the default is more."""
     quarter = max(sizes.width // 4, 1)
     given = "rank" in dict(method.options)
@@ -117,113 +173,24 @@ def _with_rank(method: Method, sizes: Sizes) -> Method:
     return method.with_options(rank=quarter)
 
 
-def _compile(sizes: Sizes, method: Method, ours: Plan, device: Target | None) -> bool:
-    if device is None:
-        return True
-    found = compile_step(sizes, method.make(), ours.setting, device)
-    print(f"\n{method}, compiled for {device.name}:")
-    if found.refused is None:
-        print(comparison(ours, found))
-    print(verdict(found))
-    return found.fits
-
-
-def _search(
-    sizes: Sizes,
-    methods: Sequence[Method],
-    setting: Setting,
-    budget: int,
-    found: argparse.Namespace,
-) -> None:
-    space = _budget.Space(
-        remat=_open(found.remat),
-        layerwise=_open(found.layerwise),
-    )
-    choices = _budget.search(sizes, methods, setting, budget, space)
-    print(f"\nwhat fits {found.budget}, by estimate, best first:")
-    print(_budget.choices_table(choices[:_SHOWN]))
-    if len(choices) > _SHOWN:
-        print(f"and {len(choices) - _SHOWN} more")
-    print(_PREALLOCATED)
+def _settings(setting: Setting, found: argparse.Namespace) -> list[Setting]:
+    """With every value of what is not given."""
+    gradients = [found.gradients] if found.gradients else [FORMED, NEVER]
+    ways = itertools.product(_open(found.remat), _open(found.layerwise), gradients)
+    return [
+        dataclasses.replace(setting, remat=remat, layerwise=by_layer, gradients=made)
+        for remat, by_layer, made in ways
+        if not (by_layer and made == NEVER)
+    ]
 
 
 def _open(value: bool | None) -> tuple[bool, ...]:
     return (False, True) if value is None else (value,)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m galore_optax")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "plan",
-        help="what a training step of a LLaMA holds in memory",
-        description="Estimates the memory of one training step, term by term; searches"
-        " for settings that fit a budget; asks the compiler of a device that need not"
-        " be there.",
-    )
-    _add_model(command)
-    _add_step(command)
-    _add_outputs(command)
-    return parser
-
-
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "model", help=f"{', '.join(config_names())}, or the path of a config.json"
-    )
-    command.add_argument(
-        "--method",
-        nargs="+",
-        metavar="NAME",
-        help="optimizers of optax by name, with galore_ before and 8bit after it for"
-        " the projected and the 8-bit version; default: adamw galore_adamw, for a"
-        " budget also adamw8bit adafactor",
-    )
-    command.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of the methods, such as rank=1024; may be given several times",
-    )
-
-
-def _add_step(command: argparse.ArgumentParser) -> None:
-    counts = {
-        "tokens": (256, "of one sequence"),
-        "batch": (1, "sequences of a micro-batch"),
-        "accumulation": (1, "micro-batches of one update"),
-    }
-    for name, (default, text) in counts.items():
-        command.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=text
-        )
-    command.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="bfloat16",
-        help="of weights, gradients and activations",
-    )
-    flags = {
-        "remat": "blocks keep only their inputs and compute the rest again",
-        "layerwise": "update each layer as soon as its gradient is there",
-    }
-    for name, text in flags.items():
-        command.add_argument(
-            f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text
-        )
-
-
-def _add_outputs(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--budget",
-        metavar="SIZE",
-        help="such as 24GB: search ranks, 8-bit moments, and whatever of --remat and"
-        " --layerwise is not given, smaller micro-batches and sequences",
-    )
-    command.add_argument(
-        "--compile",
-        metavar="TARGET",
-        help=f"compile the step for {', '.join(targets())} and compare",
-    )
-    command.add_argument("--png", metavar="FILE", help="draw the methods side by side")
+def _shown(choices: Sequence[Choice]) -> str:
+    rows = [["", "rank", "total", "with"]]
+    for choice in choices:
+        rank, saved = str(choice.rank or "full"), ", ".join(choice.savings)
+        rows.append([choice.method.name, rank, gigabytes(choice.plan.total), saved])
+    return ruled(rows, after=(0,))

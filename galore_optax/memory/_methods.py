@@ -16,11 +16,12 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
+import jax
 import optax
 
 from galore_optax import codes, subspace
@@ -28,34 +29,27 @@ from galore_optax._galore import galore
 from galore_optax._optimizers.adafactor import galore_adafactor
 from galore_optax._optimizers.adamw import galore_adamw, galore_adamw8bit
 from galore_optax._storage.quantized import quantized
-from galore_optax.memory._precision import in_dtype
-
-Maker = Callable[..., optax.GradientTransformation]
 
 # Needs more than gradients, deprecated, parts of optimizers.
 _LEFT_OUT = re.compile("lbfgs$|optimistic_adam$|scale_by_|_")
-_READY: dict[str, Maker] = {
-    "galore_adamw": galore_adamw,
-    "galore_adamw8bit": galore_adamw8bit,
-    "galore_adafactor": galore_adafactor,
-}
+_READY = {x.__name__: x for x in (galore_adamw, galore_adamw8bit, galore_adafactor)}
 _PREFIX, _SUFFIX = "galore_", "8bit"
 _MOMENTS = "moment_dtype"
 _BY_NAME: dict[str, ModuleType] = {"subspace": subspace, "code": codes}
 
 
-def _plain() -> dict[str, Maker]:
-    """Everything in optax whose first argument is a learning rate."""
-    found: dict[str, Maker] = {}
-    for name, value in sorted(vars(optax).items()):
-        if inspect.isfunction(value) or isinstance(value, functools.partial):
-            first = next(iter(inspect.signature(value).parameters), None)
-            if first == "learning_rate" and not _LEFT_OUT.match(name):
-                found[name] = value
-    return found
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
 
 
-_PLAIN = _plain()
+# Everything in optax whose first argument is a learning rate.
+_PLAIN: dict[str, Callable[..., optax.GradientTransformation]] = {
+    name: value
+    for name, value in sorted(vars(optax).items())
+    if (inspect.isfunction(value) or isinstance(value, functools.partial))
+    and not _LEFT_OUT.match(name)
+    and _parameters(value)[:1] == ["learning_rate"]
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +86,19 @@ class Method:
         Raises:
           ValueError: an unknown name or option; the nearest known ones are offered.
         """
-        return _make(self.name, learning_rate, dict(self.options))
+        known = option_names(self.name)
+        for option, _ in self.options:
+            _check("option", option, known, f" of {self.name!r}")
+        values = {key: _value(key, value) for key, value in self.options}
+        if self.name in _READY:
+            return _READY[self.name](learning_rate, **values)
+        outer = {k: values.pop(k) for k in _outer(self.name) if k in values}
+        tx = _PLAIN[_inner(self.name)](learning_rate, **values)
+        if self.is_8bit:
+            tx = quantized(tx, code=outer.pop("code", None))
+        if self.is_galore:
+            return galore(tx, **outer)
+        return _in_dtype(tx, outer[_MOMENTS]) if _MOMENTS in outer else tx
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.options)
@@ -127,15 +133,11 @@ def parse_options(items: Iterable[str]) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not (name and equals):
             raise ValueError(f"option {item!r} is not of the form name=value.")
-        found[name] = _literal(value)
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
     return found
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def option_names(name: str) -> list[str]:
@@ -144,44 +146,47 @@ def option_names(name: str) -> list[str]:
     Raises:
       ValueError: an unknown name; the nearest known ones are offered.
     """
-    if name not in method_names():
-        raise ValueError(_unknown("method", name, method_names(), listed=list(_PLAIN)))
+    plain = ", ".join(_PLAIN)
+    shown = f"{plain}, each also with {_PREFIX} before and {_SUFFIX} after it"
+    _check("method", name, method_names(), shown=shown)
     if name in _READY:
-        return _parameters(_READY[name])
-    inner = _parameters(_PLAIN[_inner_name(name)])
+        return _parameters(_READY[name])[1:]
+    return [*_outer(name), *_parameters(_PLAIN[_inner(name)])[1:]]
+
+
+def _outer(name: str) -> list[str]:
+    """Those that the optimizer of Optax does not know."""
     coded = ["code"] if name.endswith(_SUFFIX) else []
     if name.startswith(_PREFIX):
-        return _parameters(galore)[1:] + coded + inner
-    return (coded or [_MOMENTS]) + inner
+        return _parameters(galore)[1:] + coded
+    return coded or [_MOMENTS]
 
 
-def _inner_name(name: str) -> str:
+def _inner(name: str) -> str:
     return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
 
 
-def _make(
-    name: str, rate: optax.ScalarOrSchedule, options: Mapping[str, Any]
+def _in_dtype(
+    tx: optax.GradientTransformation, dtype: Any
 ) -> optax.GradientTransformation:
-    known = option_names(name)
-    for option in options:
-        if option not in known:
-            raise ValueError(_unknown("option", option, known, where=f" of {name!r}"))
-    values = {key: _value(key, value) for key, value in options.items()}
-    if name in _READY:
-        return _READY[name](rate, **values)
-    outer = _parameters(galore)[1:] if name.startswith(_PREFIX) else [_MOMENTS]
-    inner = {k: v for k, v in values.items() if k not in (*outer, "code")}
-    tx = _PLAIN[_inner_name(name)](rate, **inner)
-    if name.endswith(_SUFFIX):
-        tx = quantized(tx, code=values.get("code"))
-    chosen = {k: v for k, v in values.items() if k in outer}
-    if name.startswith(_PREFIX):
-        return galore(tx, **chosen)
-    return in_dtype(tx, chosen[_MOMENTS]) if _MOMENTS in chosen else tx
+    """`tx` computed in `dtype`, its updates rounded to the dtype of the weights.
 
+    This is what `galore(..., moment_dtype=dtype)` makes of a leaf at full size.
+    """
 
-def _parameters(function: Maker) -> list[str]:
-    return [p for p in inspect.signature(function).parameters if p != "learning_rate"]
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+    def init(params: Any) -> Any:
+        return tx.init(cast(params))
+
+    def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
+        wide = optax.with_extra_args_support(tx).update
+        updates, state = wide(cast(updates), state, cast(params), **extra)
+        rounded = jax.tree.map(lambda x, like: x.astype(like.dtype), updates, params)
+        return rounded, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _value(option: str, value: Any) -> Any:
@@ -190,22 +195,17 @@ def _value(option: str, value: Any) -> Any:
         return value
     module = _BY_NAME[option]
     names = [x for x in vars(module) if x.islower() and not x.startswith("_")]
-    if value not in names:
-        raise ValueError(_unknown(option, value, names))
+    _check(option, value, names)
     return getattr(module, value)()
 
 
-def _unknown(
-    kind: str,
-    name: str,
-    known: list[str],
-    where: str = "",
-    listed: list[str] | None = None,
-) -> str:
+def _check(
+    kind: str, name: str, known: Sequence[str], of: str = "", shown: str = ""
+) -> None:
+    """Raises where `name` is unknown; the nearest are offered."""
+    if name in known:
+        return
     near = get_close_matches(name, known, n=3)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    text = f"unknown {kind} {name!r}{where}.{hint} Known: {', '.join(listed or known)}"
-    more = (
-        f", each also with {_PREFIX} before and {_SUFFIX} after it." if listed else "."
-    )
-    return text + more
+    shown = shown or ", ".join(known)
+    raise ValueError(f"unknown {kind} {name!r}{of}.{hint} Known: {shown}.")

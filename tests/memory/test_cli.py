@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from galore_optax import memory
-from galore_optax.memory import Assignment, _cli
-from galore_optax.memory._table import verdict
+from galore_optax.memory import _cli
 
 Output = pytest.CaptureFixture[str]
 
@@ -62,6 +61,15 @@ def test_flags_reach_the_setting(capsys: Output) -> None:
     assert first == "9m: 2 x 64 tokens, 4 micro-batches, float32, remat, layerwise"
 
 
+def test_gradients_may_be_never_formed(capsys: Output) -> None:
+    flags = ["--option", "rank=512", "--remat", "--gradients", "never"]
+    assert run("1b", *flags) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1b: 1 x 256 tokens, bfloat16, remat, never formed\n")
+    assert out.splitlines()[-3].split()[-2:] == ["blocks", "refresh"]
+    assert "what a refresh" not in out
+
+
 def test_a_budget_lists_what_fits(capsys: Output) -> None:
     assert run("130m", "--budget", "1GB", "--no-layerwise") == 0
     out = capsys.readouterr().out
@@ -72,6 +80,14 @@ def test_a_budget_lists_what_fits(capsys: Output) -> None:
     head, choices = out.split("what fits 1GB")
     assert "adamw  adamw8bit  adafactor  galore_adamw" in head
     assert "\nadafactor " in choices
+
+
+def test_a_budget_may_be_a_card(capsys: Output) -> None:
+    arguments = "7b --method galore_adamw --option rank=1024 --remat --budget rtx4090"
+    assert run(*arguments.split()) == 0
+    choices = capsys.readouterr().out.split("what fits rtx4090")[1]
+    assert "8 bit, remat, layerwise" in choices
+    assert "never formed" not in choices  # its refresh takes 27 GB
 
 
 def test_a_budget_that_is_too_small_says_by_how_much(capsys: Output) -> None:
@@ -92,8 +108,8 @@ def test_a_budget_that_is_too_small_says_by_how_much(capsys: Output) -> None:
         ("9m --method adamw --option rank=3", "unknown option 'rank' of 'adamw'"),
         ("9m --method adamw8bit --option moment_dtype=float32", "unknown option"),
         ("9m --tokens 0", "tokens=0"),
-        ("9m --compile rtx409", "Did you mean 'rtx4090'"),
-        ("9m --png plan.txt", "FILE.png"),
+        ("9m --layerwise --gradients never", "gradients=never with layerwise"),
+        ("9m --png plan.txt", "Format 'txt' is not supported"),
     ],
 )
 def test_mistakes_are_named(arguments: str, message: str, capsys: Output) -> None:
@@ -112,7 +128,7 @@ def test_png_is_drawn(tmp_path: Path, capsys: Output) -> None:
 
 def test_a_bar_is_as_high_as_its_plan() -> None:
     figure = pytest.importorskip("matplotlib.figure").Figure()
-    from galore_optax.memory._plot import _bars
+    from galore_optax.memory._show import _bars
 
     plans = [memory.plan("60m", name) for name in ("adamw", "galore_adamw8bit")]
     axes = figure.add_subplot()
@@ -129,17 +145,3 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run("9m", "--png", "x.png") == 2
     assert 'pip install "galore_optax[plan]"' in capsys.readouterr().err
-
-
-def test_comparison_and_verdict() -> None:
-    plan = memory.plan("9m", "adamw")
-    inputs, alias = plan.weights + plan.state.total + 1028, plan.weights
-    found = Assignment(
-        "tiny", 10**8, inputs, 2 * plan.peak.total, alias + 8, alias, 1028
-    )
-    lines = memory.comparison(plan, found).splitlines()
-    assert lines[2].split()[-1] == "+0.0%"
-    assert lines[3].split()[-1] == "-50.0%"
-    assert found.total == inputs + 2 * plan.peak.total + 8
-    assert "does not fit tiny" in verdict(found)
-    assert "fits tiny" in verdict(Assignment("tiny", 10**9, 10**8))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas, against JAX's own residuals and against numbers worked out by hand."""
+"""The formulas, against numbers worked out by hand."""
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,49 +11,17 @@ import optax
 import pytest
 
 import galore_optax
-from galore_optax import memory
+from galore_optax import layerwise, memory
 from galore_optax.memory import Method, Setting, Sizes
-from galore_optax.memory._activations import Activations
-from galore_optax.memory._step import layerwise_step
+from galore_optax.memory._plan import activations
 
 # All widths differ: D 32, F 80, H·K 48, G·K 24.
 SIZES = Sizes(96, 32, 80, 3, heads=4, key_heads=2, head_size=12)
 
 
-def saved_by_jax(sizes: Sizes, setting: Setting) -> tuple[int, int]:
-    """Bytes that the backward pass of a layer needs, (without, of) scores."""
-    blocks = memory.shapes(sizes, setting.dtype).blocks
-    layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), blocks)
-    shape = (setting.batch, setting.tokens)
-    x = jax.ShapeDtypeStruct((*shape, sizes.width), jnp.dtype(setting.dtype))
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32)
-    block = memory.model(sizes).block
-    saved = jax.eval_shape(
-        lambda p, x, b: jax.vjp(lambda p, x: block(p, x, b), p, x)[1], layer, x, batch
-    )
-    count = setting.batch * setting.tokens
-    widths = {sizes.width, sizes.hidden, sizes.query_width, sizes.key_width}
-    found = [leaf for leaf in jax.tree.leaves(saved) if leaf.dtype != bool]
-    rows = [leaf for leaf in found if leaf.size in {count * width for width in widths}]
-    scores = [x for x in found if x.size == sizes.heads * setting.tokens * count]
-    return memory.tree_bytes(rows), memory.tree_bytes(scores)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_saved_activations_are_those_of_jax(dtype: str) -> None:
-    setting = Setting(tokens=56, batch=5, dtype=dtype)
-    rows, scores = saved_by_jax(SIZES, setting)
-    s, entries = setting.itemsize, 4 * 56 * 5 * 56
-    found = Activations(SIZES, setting)
-    assert found.layer_saved == rows + (4 + s) * entries
-    # JAX names one more f32 copy of the scores, which XLA finds to be the same.
-    assert scores == (8 + s) * entries
-    assert found.saved == 3 * found.layer_saved
-
-
 def test_remat_saves_inputs_alone() -> None:
     setting = Setting(tokens=56, batch=5, remat=True)
-    assert Activations(SIZES, setting).saved == 3 * 5 * 56 * 32 * 2
+    assert activations(SIZES, setting).saved == 3 * 5 * 56 * 32 * 2
 
 
 def test_phases_of_a_plain_step_worked_out() -> None:
@@ -61,10 +30,11 @@ def test_phases_of_a_plain_step_worked_out() -> None:
     n, layer = 32, 2 * (32 * (48 + 24 + 24) + 48 * 32 + 3 * 32 * 80 + 2 * 32)
     embed, head = 2 * 96 * 32, 2 * (96 * 32 + 32)
     assert plan.weights == 3 * layer + embed + head
-    at_head, blocks, update, _ = plan.phases
-    assert at_head.gradients == head
-    assert at_head.activations == 3 * n * 32 * 2 + 6 * n * 96
-    assert at_head.workspace == 2 * n * 32 * 2
+    loss, at_head, blocks, update, _ = plan.phases
+    assert (loss.gradients, at_head.gradients) == (0, head)
+    assert loss.activations == 3 * n * 32 * 2 + 6 * n * 96
+    assert at_head.activations == 3 * n * 32 * 2 + 2 * n * 96
+    assert loss.workspace == at_head.workspace == 2 * n * 32 * 2
     assert (blocks.gradients, blocks.activations) == (3 * layer, 3 * n * 32 * 2)
     assert blocks.workspace == layer + 11 * 4 * 16 * n + 4 * n * 80
     assert update.total == 3 * layer + embed
@@ -72,9 +42,9 @@ def test_phases_of_a_plain_step_worked_out() -> None:
 
 def test_coordinates_of_galore_worked_out() -> None:
     plan = memory.plan(SIZES, Method("galore_sgd", (("rank", 8),)))
-    blocks = plan.phases[1].gradients
-    assert plan.phases[3].gradients == blocks
-    assert plan.phases[3].workspace == 3 * 4 * 8 * 80
+    blocks = plan.phases[2].gradients
+    assert plan.phases[4].gradients == blocks
+    assert plan.phases[4].workspace == 3 * 4 * 8 * 80
 
 
 def test_states_are_those_of_the_papers_formula() -> None:
@@ -117,15 +87,15 @@ def test_accumulation_holds_sums_beside_gradients() -> None:
     setting = Setting(tokens=64, remat=True)
     one = memory.plan("130m", "adamw", setting)
     four = memory.plan("130m", "adamw", dataclasses.replace(setting, accumulation=4))
-    assert four.phases[1].gradients == one.phases[1].gradients + one.weights
-    assert four.phases[2].gradients == one.weights
+    assert four.phases[2].gradients == one.phases[2].gradients + one.weights
+    assert four.phases[3].gradients == one.weights
 
 
 def test_layerwise_holds_the_gradients_of_one_layer() -> None:
     setting = Setting(tokens=64, remat=True, layerwise=True)
     one = memory.plan("7b", "galore_adamw8bit", setting)
     plain = memory.plan("7b", "galore_adamw8bit", Setting(tokens=64, remat=True))
-    assert one.phases[2].gradients == plain.phases[1].gradients // 32
+    assert one.phases[2].gradients == plain.phases[2].gradients // 32
     assert one.total < plain.total / 1.5
 
 
@@ -142,13 +112,81 @@ def test_layerwise_adds_up_coordinates() -> None:
     assert two.phases[2].workspace - one.phases[2].workspace == copies
 
 
+def never(**how: Any) -> Setting:
+    return Setting(tokens=16, batch=2, remat=True, gradients="never", **how)
+
+
+def test_coordinates_take_the_place_of_gradients_never_formed() -> None:
+    plan = memory.plan(SIZES, Method("galore_sgd", (("rank", 8),)), never())
+    _, at_head, blocks, update, lift, refresh = plan.phases
+    low = 2 * 3 * (8 * (48 + 32 + 32 + 48) + 3 * 8 * 80 + 2 * 32)
+    assert at_head.gradients == 2 * (96 * 32 + 32)
+    assert blocks.gradients == lift.gradients == refresh.gradients == low
+    assert update.gradients == low + 2 * 96 * 32
+    assert lift.workspace == 2 * 3 * 8 * 80  # the largest leaf's, in its dtype
+    n, bases = 32, 2 * 3 * 8 * (32 + 24 + 24 + 32 + 3 * 32)
+    assert refresh.activations == blocks.activations + 8 * n * 96
+    assert refresh.workspace == blocks.workspace + 2 * bases
+    assert all("refresh" not in text for text in plan.not_modelled)
+
+
+def test_sums_of_micro_batches_are_coordinates() -> None:
+    method = Method("galore_sgd", (("rank", 8),))
+    one = memory.plan(SIZES, method, never()).phases
+    four = memory.plan(SIZES, method, never(accumulation=4)).phases
+    sums = one[1].gradients + one[3].gradients  # head; blocks and embedding
+    assert [x.gradients for x in four[:3]] == [x.gradients + sums for x in one[:3]]
+    assert four[3].gradients == four[4].gradients == sums
+    assert four[5] == one[5]  # of the first micro-batch
+
+
+def test_32_bit_weights_are_lifted_at_full_size() -> None:
+    method = Method("galore_sgd", (("rank", 8),))
+    plan = memory.plan(SIZES, method, never(dtype="float32"))
+    assert plan.phases[4].workspace == 2 * 4 * 3 * 32 * 80
+
+
+@pytest.mark.parametrize(
+    ("method", "gradients"),
+    [("svd", "whole"), ("random", None), ("power", "low"), ("randomized", "low")],
+)
+def test_what_a_refresh_holds_is_that_of_its_method(
+    method: str, gradients: str | None
+) -> None:
+    options = ("rank", 8), ("subspace", method)
+    plan = memory.plan(SIZES, Method("galore_sgd", options), never())
+    found = {x.name: x.gradients for x in plan.phases}.get("refresh")
+    low = plan.phases[2].gradients
+    assert found == {"whole": plan.weights, "low": low, None: None}[gradients]
+
+
+def test_without_a_projection_gradients_are_formed() -> None:
+    never_formed = memory.plan(SIZES, "adamw", never())
+    formed = memory.plan(SIZES, "adamw", Setting(16, 2, remat=True))
+    assert never_formed.phases == formed.phases
+
+
+def test_what_passes_leave_without_remat_is_not_modelled() -> None:
+    setting = Setting(16, gradients="never")
+    plan = memory.plan(SIZES, Method("galore_sgd", (("rank", 8),)), setting)
+    assert "without remat" in plan.not_modelled[0]
+
+
+def test_a_tree_has_coordinates_too() -> None:
+    params = {"up": {"kernel": jnp.zeros((64, 128))}, "bias": jnp.zeros(7)}
+    tx = galore_optax.galore_adamw(0.1, rank=4)
+    plan = memory.plan(params, tx, Setting(gradients="never"))
+    assert plan.phases[0].gradients == 4 * (4 * 128 + 7)
+
+
 @pytest.mark.parametrize("name", ["adamw", "galore_adamw8bit", "galore_adafactor"])
 def test_state_of_layerwise_steps_is_that_of_their_init(name: str) -> None:
     setting = Setting(layerwise=True, remat=True)
     method = Method(name)
     if method.is_galore:
         method = method.with_options(rank=8)
-    init, _ = layerwise_step(memory.model(SIZES), method.make(), remat=True)
+    model = layerwise.Model(*3 * (lambda *_: None,))  # init calls no function
+    init = layerwise.make_step(model, method.make()).init
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory.shapes(SIZES))
     found = sum(x.nbytes for x in jax.tree.leaves(init(params)))
     assert memory.plan(SIZES, method, setting).state.total == found
@@ -175,9 +213,18 @@ def test_settings_are_positive(name: str) -> None:
         Setting(**{name: 0})  # type: ignore[arg-type]
 
 
-def test_unknown_dtypes_are_refused() -> None:
-    with pytest.raises(ValueError, match="bfloat16"):
-        Setting(dtype="bf16")
+@pytest.mark.parametrize(
+    ("how", "known"),
+    [({"dtype": "bf16"}, "bfloat16"), ({"gradients": "always"}, "never")],
+)
+def test_unknown_words_are_refused(how: dict[str, Any], known: str) -> None:
+    with pytest.raises(ValueError, match=known):
+        Setting(**how)
+
+
+def test_gradients_of_layers_are_formed() -> None:
+    with pytest.raises(ValueError, match="gradients=never with layerwise"):
+        never(layerwise=True)
 
 
 @pytest.mark.parametrize(

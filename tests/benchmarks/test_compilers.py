@@ -38,9 +38,13 @@ def tpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment(tmp_path_factory.mktemp("tpu"), "aot-tpu")
 
 
-def plan(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [python, "-m", "galore_optax", "plan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def plan(
+    python: Path, target: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", "benchmarks.memory.compile_plan", target, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def differences(out: str) -> dict[str, float]:
@@ -52,7 +56,7 @@ def differences(out: str) -> dict[str, float]:
 @pytest.mark.parametrize("method", ["adamw", "galore_adamw", "galore_adamw8bit"])
 def test_the_estimate_is_that_of_the_cuda_compiler(cuda: Path, method: str) -> None:
     arguments = ["130m", "--method", method, "--remat", "--tokens", "256"]
-    done = plan(cuda, *arguments, "--compile", "rtx4090")
+    done = plan(cuda, "rtx4090", *arguments)
     assert done.returncode == 0, done.stderr
     found = differences(done.stdout)
     assert found["weights, state, tokens"] == 0.0
@@ -61,8 +65,7 @@ def test_the_estimate_is_that_of_the_cuda_compiler(cuda: Path, method: str) -> N
 
 
 def test_a_step_too_large_for_a_gpu_does_not_fit(cuda: Path) -> None:
-    arguments = ["7b", "--method", "adamw", "--remat", "--compile", "rtx4090"]
-    done = plan(cuda, *arguments)
+    done = plan(cuda, "rtx4090", "7b", "--method", "adamw", "--remat")
     assert done.returncode == 1
     assert "does not fit rtx4090" in done.stdout
 
@@ -81,21 +84,20 @@ def test_seven_billion_parameters_train_in_24_gb(
     cuda: Path, tokens: int, limit: float
 ) -> None:
     """One whole step, refresh included, for a card that is sold with 24 GB."""
-    options = "--layerwise", "--tokens", str(tokens), "--compile", "rtx4090"
-    done = plan(cuda, *SEVEN_B, *options)
+    done = plan(cuda, "rtx4090", *SEVEN_B, "--layerwise", "--tokens", str(tokens))
     assert done.returncode == 0, done.stdout + done.stderr
     assert total_of(done.stdout) <= limit
     assert abs(differences(done.stdout)["total"]) < 5
 
 
 def test_seven_billion_parameters_at_once_do_not(cuda: Path) -> None:
-    done = plan(cuda, *SEVEN_B, "--tokens", "256", "--compile", "rtx4090")
+    done = plan(cuda, "rtx4090", *SEVEN_B, "--tokens", "256")
     assert done.returncode == 1
     assert 25.35 < total_of(done.stdout) <= 35
 
 
 def test_seven_billion_parameters_train_on_a_v6e(tpu: Path) -> None:
-    done = plan(tpu, *SEVEN_B, "--layerwise", "--tokens", "256", "--compile", "v6e")
+    done = plan(tpu, "v6e", *SEVEN_B, "--layerwise", "--tokens", "256")
     assert done.returncode == 0, done.stdout + done.stderr
     assert total_of(done.stdout) <= 32
 
@@ -118,19 +120,19 @@ def test_no_array_of_a_leaf_in_more_bits_beside_16_bit_weights(cuda: Path) -> No
 
 
 def test_a_tpu_step_is_compiled(tpu: Path) -> None:
-    done = plan(tpu, "9m", "--method", "adamw", "--compile", "v5e")
+    done = plan(tpu, "v5e", "9m", "--method", "adamw")
     assert done.returncode == 0, done.stderr
     assert differences(done.stdout)["weights, state, tokens"] == pytest.approx(0, abs=2)
 
 
 def test_what_a_tpu_compiler_refuses_does_not_fit(tpu: Path) -> None:
-    done = plan(tpu, "7b", "--method", "adamw", "--remat", "--compile", "v5e")
+    done = plan(tpu, "v5e", "7b", "--method", "adamw", "--remat")
     assert done.returncode == 1
     assert "The compiler refused it." in done.stdout
     assert "Traceback" not in done.stderr
 
 
 def test_an_environment_has_one_compiler(tpu: Path) -> None:
-    done = plan(tpu, "9m", "--compile", "h200")
+    done = plan(tpu, "h200", "9m")
     assert done.returncode == 2
     assert "aot-cuda" in done.stderr

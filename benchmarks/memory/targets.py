@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-_FOLDER = Path(__file__).with_name("targets")
+_FOLDER = Path(__file__).with_name("descriptions")
 _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -84,11 +84,6 @@ def target(name: str) -> Target:
 
     Raises:
       ValueError: there is none; the nearest is offered.
-
-    Example:
-      >>> from galore_optax import memory
-      >>> memory.target("rtx4090").memory
-      25353519104
     """
     known = targets()
     if name not in known:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A LLaMA in plain JAX: its shapes, and embed, block and head as functions.
+"""A LLaMA in plain JAX: embed, block and head as functions, to be compiled.
+
+Beside the one of examples/llama, whose loss it has, it knows grouped queries and needs
+no Flax where compilers are installed; records of what steps hold are of this one.
 
 Letters in shape comments: B sequences, T tokens of one, D width, F hidden width of the
 MLP, H query heads, G key heads, K head size, V vocabulary, L layers.
@@ -11,42 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from galore_optax.layerwise import Model, Params
-from galore_optax.memory._sizes import Sizes
+from galore_optax.layerwise import Model
+from galore_optax.memory import Sizes
 
-
-def shapes(sizes: Sizes, dtype: Any = jnp.bfloat16) -> Params:
-    """The parameters of a LLaMA as `jax.ShapeDtypeStruct`s.
-
-    Args:
-      sizes: of the model.
-      dtype: of all weights.
-
-    Returns:
-      `Params` of nested dictionaries; kernels are (in, out), those of blocks (L, in,
-      out).
-
-    Example:
-      >>> from galore_optax import memory
-      >>> memory.shapes(memory.Sizes.load("9m")).blocks["mlp"]["up"]["kernel"].shape
-      (4, 128, 352)
-    """
-    d, f, q, k = sizes.width, sizes.hidden, sizes.query_width, sizes.key_width
-
-    def of(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-
-    def stacked(**kernels: tuple[int, int]) -> Any:
-        return {name: {"kernel": of(sizes.layers, *x)} for name, x in kernels.items()}
-
-    blocks = {
-        "attn_norm": {"scale": of(sizes.layers, d)},
-        "attn": stacked(q=(d, q), k=(d, k), v=(d, k), o=(q, d)),
-        "mlp_norm": {"scale": of(sizes.layers, d)},
-        "mlp": stacked(gate=(d, f), up=(d, f), down=(f, d)),
-    }
-    head = {"norm": {"scale": of(d)}, "kernel": of(d, sizes.vocab)}
-    return Params({"embedding": of(sizes.vocab, d)}, blocks, head)
+_NORM_EPS, _ROPE_BASE = 1e-6, 10_000.0  # sizes of no array depend on them
 
 
 def model(sizes: Sizes) -> Model:
@@ -57,11 +28,11 @@ def model(sizes: Sizes) -> Model:
     """
 
     def block(layer: Any, x: jax.Array, batch: jax.Array) -> jax.Array:
-        x = x + _attention(sizes, layer["attn"], _norm(sizes, layer["attn_norm"], x))
-        return x + _mlp(layer["mlp"], _norm(sizes, layer["mlp_norm"], x))
+        x = x + _attention(sizes, layer["attn"], _norm(layer["attn_norm"], x))
+        return x + _mlp(layer["mlp"], _norm(layer["mlp_norm"], x))
 
     def head(params: Any, embed: Any, x: jax.Array, batch: jax.Array) -> jax.Array:
-        logits = _norm(sizes, params["norm"], x) @ params["kernel"]  # (B, T, V)
+        logits = _norm(params["norm"], x) @ params["kernel"]  # (B, T, V)
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits.astype(jnp.float32), batch[:, 1:]
         )
@@ -74,13 +45,11 @@ def _embed(params: Any, batch: jax.Array) -> jax.Array:
     return params["embedding"][batch[:, :-1]]  # (B, T, D)
 
 
-def _norm(sizes: Sizes, params: Any, x: jax.Array) -> jax.Array:
+def _norm(params: Any, x: jax.Array) -> jax.Array:
     """x / rms(x) · scale, in f32 inside."""
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean + sizes.norm_eps)).astype(x.dtype) * params[
-        "scale"
-    ]
+    return (wide * jax.lax.rsqrt(mean + _NORM_EPS)).astype(x.dtype) * params["scale"]
 
 
 def _attention(sizes: Sizes, params: Any, x: jax.Array) -> jax.Array:
@@ -89,17 +58,19 @@ def _attention(sizes: Sizes, params: Any, x: jax.Array) -> jax.Array:
         return y.reshape(*x.shape[:2], -1, sizes.head_dim)  # (B, T, H or G, K)
 
     q, k, v = project("q"), project("k"), project("v")
-    q, k = _rotate(q, sizes.rope_base), _rotate(k, sizes.rope_base)
+    q, k = _rotate(q), _rotate(k)
     mixed = jax.nn.dot_product_attention(
         q, k, v, is_causal=True, implementation="xla"
     )  # (B, T, H, K)
     return mixed.reshape(*x.shape[:2], -1) @ params["o"]["kernel"]  # (B, T, D)
 
 
-def _rotate(x: jax.Array, base: float) -> jax.Array:
+def _rotate(x: jax.Array) -> jax.Array:
     """Rotary embedding: pairs (i, i + K/2) turn by position · base^(-2i/K)."""
     tokens, size = x.shape[1], x.shape[3]
-    frequency = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)  # (K/2,)
+    frequency = _ROPE_BASE ** (
+        -jnp.arange(0, size, 2, dtype=jnp.float32) / size
+    )  # (K/2,)
     angle = jnp.arange(tokens)[:, None] * frequency  # (T, K/2)
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]  # (T, 1, K/2)
     first, second = jnp.split(x, 2, axis=-1)  # (B, T, H, K/2) each
