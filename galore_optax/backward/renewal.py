@@ -19,9 +19,10 @@ from jax import lax
 
 from galore_optax import _state
 from galore_optax._asking.record import Recorded, galore_states, replaced
-from galore_optax._projector.groups import Leaf, groups_of, leaves_of
+from galore_optax._projector.groups import groups_of, leaves_of
 from galore_optax._projector.refresh import When, counted, joined, owed_now
 from galore_optax._projector.renew import Found, Run, Turn, gathered
+from galore_optax._selection.matrices import Matrix
 from galore_optax._state import GaLoreState
 from galore_optax.backward.leaves import Weights
 from galore_optax.backward.loss import Traced
@@ -76,17 +77,17 @@ def _renewed(program: Traced, weights: Weights, searches: list[Search]) -> list[
     return [found[number] for number in range(len(searches))]
 
 
-def _shares(leaves: Sequence[Leaf], count: int) -> list[list[int]]:
+def shares_of(matrices: Sequence[Matrix], count: int) -> list[list[int]]:
     """Positions of leaves in at most `count` shares of about the same size."""
-    shares: list[list[int]] = [[] for _ in range(min(count, len(leaves)))]
+    shares: list[list[int]] = [[] for _ in range(min(count, len(matrices)))]
 
     def held(position: int) -> int:
         """Entries of the vectors on both sides of a leaf's matrices."""
-        matrix = leaves[position].matrix
+        matrix = matrices[position]
         sides = matrix.size(matrix.rows) + matrix.size(matrix.cols)
         return matrix.count * matrix.rank * sides
 
-    for position in sorted(range(len(leaves)), key=held, reverse=True):
+    for position in sorted(range(len(matrices)), key=held, reverse=True):
         min(shares, key=lambda share: sum(map(held, share))).append(position)
     return [sorted(share) for share in shares]
 
@@ -130,7 +131,7 @@ def _part(
             group = dataclasses.replace(group, positions=at)
             yield Search(group, where, turn.at(group.entries), run, method, share)
 
-    found = itertools.starmap(searches, enumerate(_shares(leaves, shares)))
+    found = itertools.starmap(searches, enumerate(shares_of(plan.projected, shares)))
     return _Part(record, old, (last, refused), owed, list(itertools.chain(*found)))
 
 

@@ -115,6 +115,8 @@ def _add_step(add: Callable[..., Any]) -> None:
     add("--layerwise", action=flag, default=None, help=text)
     text = "never: those of matrices are projected while they are made"
     add("--gradients", choices=(FORMED, NEVER), help=text)
+    text = "of that: a refresh of a share of the leaves at a time"
+    add("--refresh-shares", default=1, help=text, **number)
 
 
 def chosen(found: argparse.Namespace) -> tuple[Sizes, list[Method], Setting]:
@@ -123,7 +125,8 @@ def chosen(found: argparse.Namespace) -> tuple[Sizes, list[Method], Setting]:
     methods = _methods(names, parse_options(found.option))
     counts = found.tokens, found.batch, found.accumulation, found.dtype
     how = bool(found.remat), bool(found.layerwise), found.gradients or FORMED
-    return Sizes.load(found.model), methods, Setting(*counts, *how)
+    setting = Setting(*counts, *how, found.refresh_shares)
+    return Sizes.load(found.model), methods, setting
 
 
 def _plan(found: argparse.Namespace) -> int:

@@ -179,6 +179,7 @@ class Setting:
       remat: blocks keep only their inputs and compute the rest again.
       layerwise: the update of a layer is made as soon as its gradient is there.
       gradients: "formed", or "never" as by `value_and_projected_grad`.
+      refresh_shares: of that.
 
     Raises:
       ValueError: a count below one, an unknown dtype or kind of gradients, layerwise
@@ -197,9 +198,10 @@ class Setting:
     remat: bool = False
     layerwise: bool = False
     gradients: str = FORMED
+    refresh_shares: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch", "accumulation"):
+        for name in ("tokens", "batch", "accumulation", "refresh_shares"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         for name, known in (("dtype", DTYPES), ("gradients", (FORMED, NEVER))):

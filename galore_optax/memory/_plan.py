@@ -32,7 +32,7 @@ from galore_optax._asking.record import Recorded, heard
 from galore_optax._asking.yardstick import adam_state
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
-from galore_optax.backward.renewal import needs_gradients
+from galore_optax.backward.renewal import needs_gradients, shares_of
 from galore_optax.layerwise import Model, make_step
 from galore_optax.memory._bytes import StateBytes, state_bytes, tree_bytes
 from galore_optax.memory._methods import Method
@@ -43,6 +43,7 @@ _COMMON = "copies that the compiler adds, rounding of addresses, the program its
 _NO_ACTIVATIONS = "activations and the model's workspace: only its weights are known"
 _REFRESH = "what a refresh of the projectors needs"
 _BETWEEN = "activations that one pass of a refresh leaves to the next, without remat"
+_SHARES = "what one of several shares of a refresh leaves to the next"
 _NOTHING: Any = None
 _NO_FUNCTIONS = Model(_NOTHING, _NOTHING, _NOTHING)  # `init` calls none
 _shape = jax.ShapeDtypeStruct
@@ -193,6 +194,8 @@ def estimate(model: Sizes | Any, exact: Exact, setting: Setting, name: str) -> P
     by_passes = refreshes and not needs_gradients(exact.records)
     if exact.records and not (by_passes and setting.remat):
         missing.insert(0, _BETWEEN if by_passes else _REFRESH)
+    if by_passes and setting.refresh_shares > 1:
+        missing.insert(0, _SHARES)
     sizes = tree_bytes(exact.params), exact.state, *exact.adamw
     return Plan(name, setting, *sizes, phases, tuple(missing))
 
@@ -244,23 +247,26 @@ def _whole(a: Activations, exact: Exact, setting: Setting) -> Iterator[Phase]:
     low = (s if never else _F32) * _largest(exact, "coordinate_shape")
     yield Phase("update", sums or blocks, 0, max(low, lifted))
     if never:
-        yield from _refresh(a, exact, s, blocks, layer)
+        yield from _refresh(a, exact, setting, layer)
 
 
 def _refresh(
-    a: Activations, exact: Exact, s: int, blocks: int, layer: int
+    a: Activations, exact: Exact, setting: Setting, layer: int
 ) -> Iterator[Phase]:
     """Before coordinates are made: by gradients, by passes that make none, or neither.
 
     Passes hold products of the size of coordinates, vectors that are searched with, and
-    what these become, both like the projectors.
+    what these become, both like the projectors; of one share of the leaves at a time.
     """
     if needs_gradients(exact.records):
         yield Phase("refresh", tree_bytes(exact.params), a.saved, layer)
     elif any(map(_takes_passes, exact.records)):
-        searched = 2 * s * sum(map(_basis_entries, exact.matrices))
-        logits = 2 * _F32 * a.entries
-        yield Phase("refresh", blocks, a.saved + logits, searched + layer)
+        s, logits = setting.itemsize, 2 * _F32 * a.entries
+        for share in shares_of(exact.matrices, setting.refresh_shares):
+            matrices = [exact.matrices[position] for position in share]
+            low = s * sum(math.prod(x.coordinate_shape) for x in matrices)
+            searched = 2 * s * sum(map(_basis_entries, matrices))
+            yield Phase("refresh", low, a.saved + logits, searched + layer)
 
 
 def _layerwise(a: Activations, exact: Exact, setting: Setting) -> Iterator[Phase]:

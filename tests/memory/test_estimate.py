@@ -119,15 +119,28 @@ def never(**how: Any) -> Setting:
 def test_coordinates_take_the_place_of_gradients_never_formed() -> None:
     plan = memory.plan(SIZES, Method("galore_sgd", (("rank", 8),)), never())
     _, at_head, blocks, update, lift, refresh = plan.phases
-    low = 2 * 3 * (8 * (48 + 32 + 32 + 48) + 3 * 8 * 80 + 2 * 32)
+    norms, matrices = 2 * 3 * 2 * 32, 2 * 3 * (8 * (48 + 32 + 32 + 48) + 3 * 8 * 80)
+    low = matrices + norms
     assert at_head.gradients == 2 * (96 * 32 + 32)
-    assert blocks.gradients == lift.gradients == refresh.gradients == low
+    assert blocks.gradients == lift.gradients == low
+    assert refresh.gradients == matrices
     assert update.gradients == low + 2 * 96 * 32
     assert lift.workspace == 2 * 3 * 8 * 80  # the largest leaf's, in its dtype
     n, bases = 32, 2 * 3 * 8 * (32 + 24 + 24 + 32 + 3 * 32)
     assert refresh.activations == blocks.activations + 8 * n * 96
     assert refresh.workspace == blocks.workspace + 2 * bases
     assert all("refresh" not in text for text in plan.not_modelled)
+
+
+def test_a_refresh_in_shares_holds_one_at_a_time() -> None:
+    method = Method("galore_sgd", (("rank", 8),))
+    whole = memory.plan(SIZES, method, never()).phases[5]
+    plan = memory.plan(SIZES, method, never(refresh_shares=3))
+    shares = plan.phases[5:]
+    assert [phase.name for phase in shares] == ["refresh"] * 3
+    assert sum(phase.gradients for phase in shares) == whole.gradients
+    assert all(0.2 < phase.gradients / whole.gradients < 0.5 for phase in shares)
+    assert "shares" in plan.not_modelled[0]
 
 
 def test_sums_of_micro_batches_are_coordinates() -> None:
@@ -156,7 +169,7 @@ def test_what_a_refresh_holds_is_that_of_its_method(
     options = ("rank", 8), ("subspace", method)
     plan = memory.plan(SIZES, Method("galore_sgd", options), never())
     found = {x.name: x.gradients for x in plan.phases}.get("refresh")
-    low = plan.phases[2].gradients
+    low = plan.phases[2].gradients - 2 * 3 * 2 * 32  # bytes of norms
     assert found == {"whole": plan.weights, "low": low, None: None}[gradients]
 
 
