@@ -60,8 +60,8 @@ def value_and_projected_grad(
       has_aux: whether `loss` returns a pair of its value and other arrays.
       refresh: as in `update` of `galore`; `False` from the second micro-batch on.
       refresh_shares: bases are found for so many shares of the leaves, one after
-        another: as many times the passes, and a share of the memory beside a steady
-        step's. At three LLaMA-7B's refresh needs no more than its step.
+        another: as many times the passes, and a share of the memory. With three, and
+        256 tokens, LLaMA-7B's refresh needs no more than its step.
 
     Returns:
       `f(params, state, *args, **kwargs) -> (value, low, state)`, where `args` and

@@ -128,8 +128,8 @@ def test_the_planner_knows_what_steps_of_every_kind_hold(
     plan = memory.plan("7b", Method(case["method"], rank), setting)
     phases = [x for x in plan.phases if case["refresh"] or x.name != "refresh"]
     peak = max(x.total for x in phases)
-    # 2 % of the whole, 6 % of what is made in a step, but for the refresh of a layer and
-    # what is kept between shares of one, which are not modelled.
+    # 2 % of the whole, 6 % of what is made in a step. Not modelled: the refresh of a
+    # layer, and what is kept between shares of one.
     most = 0.02 if case["shares"] == 1 else 0.04
     assert plan.weights + plan.state.total + peak == pytest.approx(total, rel=most)
     if kind != "layerwise" and case["shares"] == 1:
