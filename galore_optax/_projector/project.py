@@ -13,16 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from galore_optax._context import current
+from galore_optax._placing import rules
+from galore_optax._placing.declared import spread
 from galore_optax._selection.matrices import Matrix, Side
-from galore_optax._storage.projectors import Floating, Projector, Storage
+from galore_optax._storage.projectors import Floating, Projector, Projectors, Storage
 from galore_optax._xla.order import after, rank_first
 from galore_optax._xla.sharding import (
-    explicit_sharding,
+    is_explicit,
     leaf_sharding,
     letter_sharding,
     on_mesh,
     place,
-    replicated,
+    sharding_of,
 )
 
 
@@ -38,7 +41,7 @@ def project(
     matrix: Matrix, projectors: Sequence[Projector], gradient: jax.Array
 ) -> jax.Array:
     """`PᵀG`: the projected axes of `gradient` replaced by one rank axis, in place."""
-    sharding = explicit_sharding(gradient)
+    sharding = sharding_of(matrix.path, gradient)
     for side, projector in zip(matrix.sides, projectors, strict=True):
         product = _product(matrix, side, sharding, on_mesh(gradient))
         gradient = _project(product, projector, gradient)
@@ -51,7 +54,7 @@ def lift(
     update: jax.Array,
     sharding: NamedSharding | None,
 ) -> jax.Array:
-    """`P U`, of the shape of the leaf; `sharding` is its under an Explicit mesh."""
+    """`P U`, of the shape of the leaf, which lies by `sharding`."""
     pairs = list(zip(matrix.sides, projectors, strict=True))
     for side, projector in reversed(pairs):
         product = _product(matrix, side, sharding, on_mesh(update))
@@ -66,15 +69,19 @@ class _Product:
     side: Side
     storage: Storage
     shape: tuple[int, ...]  # of the projector
-    sharding: NamedSharding | None  # of the leaf, under an Explicit mesh
+    sharding: NamedSharding | None  # of the leaf, where it is known
+    # Of the projector during the product, likewise: gathered from all devices.
+    gathered: rules.Stored | None
     meshed: bool  # the program may be split over devices
 
     def decode(self, projector: Projector, other: jax.Array) -> jax.Array:
         """The basis as an array, for a product with `other` and no longer."""
-        if not isinstance(self.storage, Floating):
-            # Or XLA would decode every projector of the tree as soon as it can, once
-            # for both project and lift, and hold them all in between.
+        if self.gathered is not None or not isinstance(self.storage, Floating):
+            # Or XLA would gather and decode every projector of the tree as soon as it
+            # can, once for both project and lift, and hold them all in between.
             projector = after(projector, other)
+        if self.gathered is not None:
+            projector = jax.tree.map(place, projector, self.gathered)
         return self.storage.decode(projector, self.shape, other.dtype)
 
     @property
@@ -87,7 +94,8 @@ def _product(
     matrix: Matrix, side: Side, sharding: NamedSharding | None, meshed: bool
 ) -> _Product:
     shape = matrix.projector_shape(side)
-    return _Product(side, matrix.storage, shape, sharding, meshed)
+    gathered = sharding and rules.used(matrix, side, sharding)
+    return _Product(side, matrix.storage, shape, sharding, gathered, meshed)
 
 
 # Compiled by themselves so that a tree's leaves of one shape are traced once.
@@ -111,14 +119,17 @@ def _contract(
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.promote_types(projector.dtype, other.dtype)
     operands, result = equation.split("->")
-    basis = letter_sharding(leaf, operands.split(",")[0]) if leaf else None
-    return jnp.einsum(
+    basis, factor = (letter_sharding(leaf, x) for x in operands.split(","))
+    wanted = letter_sharding(leaf, result)
+    explicit = leaf is not None and is_explicit(leaf)
+    product = jnp.einsum(
         equation,
         place(projector, basis).astype(dtype),
-        other.astype(dtype),
+        place(other, factor).astype(dtype),
         preferred_element_type=accumulation_dtype(projector, other),
-        out_sharding=letter_sharding(leaf, result),
+        out_sharding=wanted if explicit else None,
     )
+    return product if explicit else place(product, wanted)
 
 
 def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:
@@ -128,13 +139,37 @@ def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:
 
     def stack(x: jax.Array) -> jax.Array:
         stacked = jnp.broadcast_to(x, (*matrix.batch_shape, *x.shape))
-        owned = jnp.array(stacked)  # a buffer of its own
-        return place(owned, replicated(leaf_sharding(leaf)))
+        return jnp.array(stacked)  # a buffer of its own
 
-    return jax.tree.map(stack, one)
+    stacks = jax.tree.map(stack, one)
+    return _placed(matrix, side, stacks, _lies(matrix, leaf))
+
+
+def placed_projectors(
+    matrix: Matrix, projectors: Projectors, leaf: NamedSharding | None
+) -> Projectors:
+    """Where they lie in the state."""
+    pairs = zip(matrix.sides, projectors, strict=True)
+    return tuple(_placed(matrix, side, x, leaf) for side, x in pairs)
+
+
+def _placed(
+    matrix: Matrix, side: Side, projector: Projector, leaf: NamedSharding | None
+) -> Projector:
+    if leaf is None:
+        return projector
+    return jax.tree.map(place, projector, rules.stored(matrix, side, leaf, spread()))
 
 
 def zero_coordinates(matrix: Matrix, leaf: Any, dtype: jnp.dtype) -> jax.Array:
     """Zeros shaped and sharded as `project` would shape and shard this leaf."""
-    zeros = jnp.zeros(matrix.coordinate_shape, dtype)
-    return place(zeros, letter_sharding(leaf_sharding(leaf), matrix.coordinate_letters))
+    zeros, sharding = jnp.zeros(matrix.coordinate_shape, dtype), _lies(matrix, leaf)
+    if sharding is None:
+        return zeros
+    return place(zeros, rules.coordinates(matrix, sharding, spread()))
+
+
+def _lies(matrix: Matrix, leaf: Any) -> NamedSharding | None:
+    """Where a leaf lies, which need not be traced."""
+    declared = current().declared
+    return sharding_of(matrix.path, leaf) if declared else leaf_sharding(leaf)

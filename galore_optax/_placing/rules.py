@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where each kind of array lies, from where the leaf that it belongs to lies.
+
+kept and batch axes     as those of the leaf
+rank axes               never split
+projected axes of P     as those of the leaf, and over the mesh axes that split the kept
+                        ones, which P has not
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from jax.sharding import NamedSharding
+
+from galore_optax._selection.matrices import Matrix, Side
+from galore_optax._storage.projectors import Floating, QuantizedProjector
+from galore_optax._xla.sharding import Names, fitting, made_of, names_of, shards
+from galore_optax.codes import Quantized
+
+Stored: TypeAlias = NamedSharding | QuantizedProjector
+
+
+def whole(mesh: Any) -> NamedSharding:
+    """The same on every device."""
+    return made_of(mesh, ())
+
+
+def moment(
+    leaf: NamedSharding, shape: tuple[int, ...], spread: Names = ()
+) -> NamedSharding:
+    """An array like an unprojected leaf, over the axes `spread` besides."""
+    names = names_of(leaf, len(shape))
+    added = _with(leaf.mesh, names, _unused(spread, names), shape, range(len(shape)))
+    return made_of(leaf.mesh, added)
+
+
+def coordinates(
+    matrix: Matrix, leaf: NamedSharding, spread: Names = ()
+) -> NamedSharding:
+    """An array like the coordinates of a leaf, over the axes `spread` besides."""
+    of_leaf = names_of(leaf, len(matrix.shape))
+    axis_of = {letter: axis for axis, letter in enumerate(matrix.leaf_letters)}
+    axes = [axis_of.get(letter) for letter in matrix.coordinate_letters]
+    names = [() if axis is None else of_leaf[axis] for axis in axes]
+    splittable = [place for place, axis in enumerate(axes) if axis is not None]
+    order = sorted(splittable, key=lambda place: axes[place] in matrix.batch)
+    free = _unused(spread, of_leaf)
+    shape = matrix.coordinate_shape
+    return made_of(leaf.mesh, _with(leaf.mesh, names, free, shape, order))
+
+
+def coded(array: NamedSharding, codes: Any, scales: Any) -> Quantized:
+    """Codes and scales of a moment that would lie as `array` does.
+
+    An axis that blocks run along is split where whole blocks fall on every device, and
+    no axis where blocks run across several.
+    """
+    mesh, names = array.mesh, names_of(array, len(codes.shape))
+    if len(scales.shape) != len(codes.shape):
+        across = scales.shape != ()  # else it is not coded
+        return Quantized(whole(mesh) if across else array, whole(mesh))
+    kept = [
+        _blockwise(mesh, *axis)
+        for axis in zip(names, codes.shape, scales.shape, strict=True)
+    ]
+    return Quantized(made_of(mesh, kept), made_of(mesh, kept))
+
+
+def _blockwise(mesh: Any, names: Names, entries: int, blocks: int) -> Names:
+    even = entries % blocks == 0
+    return fitting(mesh, names, blocks) if even else ()
+
+
+def stored(
+    matrix: Matrix, side: Side, leaf: NamedSharding, spread: Names = ()
+) -> Stored:
+    """A projector in the state."""
+    of_leaf = names_of(leaf, len(matrix.shape))
+    batch = [of_leaf[axis] for axis in matrix.batch]
+    projected = [of_leaf[axis] for axis in side.axes]
+    free = [name for axis in side.others for name in of_leaf[axis]]
+    free += _unused(spread, of_leaf)
+    shape = matrix.projector_shape(side)[:-1]
+    if isinstance(matrix.storage, Floating):
+        return _split(leaf.mesh, batch, projected, free, shape)
+    # Its projected axes are one.
+    free = [name for names in projected for name in names] + free
+    blocks, width = matrix.storage.layout(math.prod(shape[len(batch) :]))
+    sizes = [(*matrix.batch_shape, x) for x in (blocks * width, blocks, blocks)]
+    return QuantizedProjector(
+        *(_split(leaf.mesh, batch, [()], free, size) for size in sizes)
+    )
+
+
+def used(matrix: Matrix, side: Side, leaf: NamedSharding) -> Stored:
+    """A projector beside a product: as far apart as the leaf itself is.
+
+    Blocks of codes may lie across shards of the leaf, so that coded ones are whole but
+    for batch axes; they are small.
+    """
+    of_leaf = names_of(leaf, len(matrix.shape))
+    batch = [of_leaf[axis] for axis in matrix.batch]
+    if isinstance(matrix.storage, Floating):
+        projected = [of_leaf[axis] for axis in side.axes]
+        return made_of(leaf.mesh, [*batch, *projected])
+    return QuantizedProjector(*[made_of(leaf.mesh, batch)] * 3)
+
+
+def _split(
+    mesh: Any,
+    batch: Sequence[Names],
+    projected: Sequence[Names],
+    free: Iterable[str],
+    shape: tuple[int, ...],
+) -> NamedSharding:
+    """Over free mesh axes besides: a projected axis if one divides, else a batch axis.
+
+    Batch axes come first and are tried last: on the other axis every device has a part
+    of each matrix, whichever of them a step is about.
+    """
+    names, first = [*batch, *projected], len(batch)
+    order = [*range(first, len(shape)), *range(first)]
+    return made_of(mesh, _with(mesh, names, free, shape, order))
+
+
+def _with(
+    mesh: Any,
+    names: Sequence[Names],
+    free: Iterable[str],
+    shape: tuple[int, ...],
+    order: Iterable[int],
+) -> list[Names]:
+    """`names`, each free mesh axis added to the first array axis that it divides."""
+    result, axes = list(names), list(order)
+    for name in free:
+        for axis in axes:
+            both = (*result[axis], name)
+            if shape[axis] % shards(mesh, both) == 0:
+                result[axis] = both
+                break
+    return result
+
+
+def _unused(spread: Names, of_leaf: Sequence[Names]) -> Names:
+    used = {name for names in of_leaf for name in names}
+    return tuple(name for name in spread if name not in used)
