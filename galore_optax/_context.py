@@ -32,6 +32,10 @@ class Declared(NamedTuple):
     leaves: Mapping[str, Any]  # NamedSharding by path
     spread: tuple[str, ...]  # mesh axes over which the state is split besides
 
+    @property
+    def mesh(self) -> Any:
+        return next(iter(self.leaves.values())).mesh
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:

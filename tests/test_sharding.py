@@ -129,5 +129,8 @@ def test_kept_axes_keep_their_mesh_axes(kind: AxisType) -> None:
     assert spec(mu["layers"]["up"]["kernel"]) == (None, None, "y")
     assert spec(mu["experts"]["up"]["kernel"]) == ("x", None, "y")
     assert spec(mu["embedding"]) == ("y", "x")
-    for projector in jax.tree.leaves(state.projector):
-        assert projector.sharding.is_fully_replicated
+    projector = state.projector  # (batch axes, projected axes, rank)
+    assert spec(projector["w"]) == (("y", "x"), None)
+    assert spec(projector["heads"]["query"]["kernel"]) == (("x", "y"), None)
+    assert spec(projector["layers"]["up"]["kernel"]) == (None, ("x", "y"), None)
+    assert spec(projector["experts"]["up"]["kernel"]) == ("x", "y", None)

@@ -45,7 +45,8 @@ def given(params: Any, shardings: Any = None) -> Given:
     flat = flatten(params)
     nodes = flat.nodes if shardings is None else _like(flat, shardings)
     found = {
-        path: _sharding(path, node) for path, node in zip(flat.paths, nodes, strict=True)
+        path: _sharding(path, node)
+        for path, node in zip(flat.paths, nodes, strict=True)
     }
     _check_meshes(found)
     for path, value in flat.items():

@@ -7,18 +7,20 @@ projected axes of P     as those of the leaf, and over the mesh axes that split 
                         ones, which P has not
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from galore_optax._selection.matrices import Matrix, Side
-from galore_optax._storage.projectors import Floating, QuantizedProjector
+from galore_optax._storage.projectors import Floating
 from galore_optax._xla.sharding import Names, fitting, made_of, names_of, shards
 from galore_optax.codes import Quantized
 
-Stored: TypeAlias = NamedSharding | QuantizedProjector
+# One NamedSharding, or as many as a coded projector has arrays.
+Stored: TypeAlias = Any
 
 
 def whole(mesh: Any) -> NamedSharding:
@@ -50,21 +52,23 @@ def coordinates(
     return made_of(leaf.mesh, _with(leaf.mesh, names, free, shape, order))
 
 
-def coded(array: NamedSharding, codes: Any, scales: Any) -> Quantized:
+def coded(array: NamedSharding, codes: Any, scales: Any) -> Any:
     """Codes and scales of a moment that would lie as `array` does.
 
-    An axis that blocks run along is split where whole blocks fall on every device, and
-    no axis where blocks run across several.
+    Codes have its axes and lie like it. Scales have them too, one entry a block, and
+    are split as far as whole blocks fall on every device; those of a code whose blocks
+    run across axes are whole on every device.
     """
     mesh, names = array.mesh, names_of(array, len(codes.shape))
     if len(scales.shape) != len(codes.shape):
-        across = scales.shape != ()  # else it is not coded
-        return Quantized(whole(mesh) if across else array, whole(mesh))
-    kept = [
-        _blockwise(mesh, *axis)
-        for axis in zip(names, codes.shape, scales.shape, strict=True)
-    ]
-    return Quantized(made_of(mesh, kept), made_of(mesh, kept))
+        return _quantized(array, whole(mesh))
+    axes = zip(names, codes.shape, scales.shape, strict=True)
+    of_scales = made_of(mesh, [_blockwise(mesh, *axis) for axis in axes])
+    return _quantized(array, of_scales)
+
+
+def _quantized(codes: Any, scales: Any) -> Any:
+    return Quantized(codes, scales)
 
 
 def _blockwise(mesh: Any, names: Names, entries: int, blocks: int) -> Names:
@@ -84,12 +88,11 @@ def stored(
     shape = matrix.projector_shape(side)[:-1]
     if isinstance(matrix.storage, Floating):
         return _split(leaf.mesh, batch, projected, free, shape)
-    # Its projected axes are one.
+    # Its projected axes are one, of entries or of blocks.
     free = [name for names in projected for name in names] + free
-    blocks, width = matrix.storage.layout(math.prod(shape[len(batch) :]))
-    sizes = [(*matrix.batch_shape, x) for x in (blocks * width, blocks, blocks)]
-    return QuantizedProjector(
-        *(_split(leaf.mesh, batch, [()], free, size) for size in sizes)
+    return jax.tree.map(
+        lambda x: _split(leaf.mesh, batch, [()], free, (*matrix.batch_shape, len(x))),
+        _coded_form(matrix, side),
     )
 
 
@@ -104,7 +107,14 @@ def used(matrix: Matrix, side: Side, leaf: NamedSharding) -> Stored:
     if isinstance(matrix.storage, Floating):
         projected = [of_leaf[axis] for axis in side.axes]
         return made_of(leaf.mesh, [*batch, *projected])
-    return QuantizedProjector(*[made_of(leaf.mesh, batch)] * 3)
+    return jax.tree.map(lambda _: made_of(leaf.mesh, batch), _coded_form(matrix, side))
+
+
+def _coded_form(matrix: Matrix, side: Side) -> Any:
+    """The arrays of one coded projector, as shapes."""
+    shape = matrix.projector_shape(side)[len(matrix.batch) :]
+    storage, dtype = matrix.storage, jnp.dtype(jnp.float32)
+    return jax.eval_shape(lambda: storage.initial(shape, dtype))
 
 
 def _split(

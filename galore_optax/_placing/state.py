@@ -18,7 +18,7 @@ from galore_optax._selection.leaves import is_box
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._state import GaLoreState, as_node
 from galore_optax._storage.moments import is_coded
-from galore_optax._xla.sharding import Names
+from galore_optax._xla.sharding import Names, made_of, names_of
 
 
 class Placed(optax.GradientTransformationExtraArgs):
@@ -40,11 +40,13 @@ def state_shardings(
     Coordinates and moments keep the mesh axes of their leaf, of its batch axes and of
     the kept axes of its matrices; a rank axis is never split. A projector has those of
     the leaf's batch and projected axes, and those of the kept axes too, on a projected
-    axis if that divides and else on a batch axis. Coded arrays are split where whole
-    blocks fall on every device: an axis with blocks that others would share, and
-    whatever `codes.dynamic` made, whose blocks run across axes, is whole on every
-    device, as are counters, keys, and what has neither the shape of a leaf nor of its
-    coordinates (the factors of `optax.adafactor`).
+    axis if that divides and else on a batch axis.
+
+    Whole on every device are counters and keys; what has neither the shape of a leaf
+    nor of its coordinates (the factors of `optax.adafactor`); scales of moments in
+    eight bits where a block would lie on two devices, and those of `codes.dynamic`,
+    whose blocks run across axes; scales of coded projectors with fewer blocks than
+    devices.
 
     For `jax.jit(tx.init, out_shardings=...)`, for the shardings of a step, and as a
     target for a checkpointer. Nothing is computed or allocated.
@@ -76,8 +78,10 @@ def state_shardings(
       ...     (256, 1024), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp")))}}
       >>> tx = galore_optax.galore(optax.adam(1e-3), rank=32)
       >>> places = galore_optax.state_shardings(tx, params)
-      >>> places.projector["up"]["kernel"].spec, places.inner_state[0].mu["up"]["kernel"].spec
-      (P('fsdp',), P(None, 'fsdp'))
+      >>> places.projector["up"]["kernel"].spec
+      P('fsdp',)
+      >>> places.inner_state[0].mu["up"]["kernel"].spec
+      P(None, 'fsdp')
     """
     if isinstance(tx, Placed):
         return tx.shardings
@@ -88,16 +92,18 @@ def spread_over(spread: str | tuple[str, ...]) -> Names:
     return (spread,) if isinstance(spread, str) else tuple(spread)
 
 
-def shardings_of(
-    tx: optax.GradientTransformation, given: Given, spread: Names
-) -> Any:
+def shardings_of(tx: optax.GradientTransformation, given: Given, spread: Names) -> Any:
     """As `state_shardings`."""
     _check_spread(given, spread)
     records, state = heard(tx, given.params)
     states = galore_states(records, state)
     plans = {id(old): x.plan for x, old in zip(records, states, strict=True)}
     places = _Places(given, spread, _owners(given), plans)
-    return places.of(state)
+    return jax.tree.map(_spelled, state, places.of(state))
+
+
+def _spelled(x: Any, sharding: NamedSharding) -> NamedSharding:
+    return made_of(sharding.mesh, names_of(sharding, len(x.shape)))
 
 
 def device_bytes(state: Any, shardings: Any) -> tuple[int, int]:
@@ -165,7 +171,9 @@ class _Places:
         """Like its leaf, or the coordinates of it, or whole on every device."""
         place, shape = unboxed(keys), tuple(array.shape)
         ends = (place[start:] for start in range(len(place) + 1))
-        path, leaf = next((self.owners[x] for x in ends if x in self.owners), ("", None))
+        path, leaf = next(
+            (self.owners[x] for x in ends if x in self.owners), ("", None)
+        )
         matrix = self.matrices.get(path)
         if leaf is not None and matrix and shape == matrix.coordinate_shape:
             return rules.coordinates(matrix, self.given.leaves[path], self.spread)

@@ -49,11 +49,12 @@ def sharded(
 
     Example:
       >>> import galore_optax, jax, jax.numpy as jnp, optax
-      >>> from jax.sharding import NamedSharding, PartitionSpec as P
-      >>> mesh = jax.make_mesh((1,), ("fsdp",))
+      >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+      >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,))
       >>> params = {"kernel": jnp.ones((16, 64))}
       >>> params = jax.device_put(params, NamedSharding(mesh, P(None, "fsdp")))
-      >>> tx = galore_optax.sharded(galore_optax.galore(optax.adam(1e-3), rank=4), params)
+      >>> tx = galore_optax.galore(optax.adam(1e-3), rank=4)
+      >>> tx = galore_optax.sharded(tx, params)
       >>> state = tx.init(params)
       >>> state.projector["kernel"].sharding.spec
       P('fsdp',)

@@ -17,7 +17,7 @@ from galore_optax._context import current
 from galore_optax._placing import rules
 from galore_optax._placing.declared import spread
 from galore_optax._selection.matrices import Matrix, Side
-from galore_optax._storage.projectors import Floating, Projector, Projectors, Storage
+from galore_optax._storage.projectors import Floating, Projector, Storage
 from galore_optax._xla.order import after, rank_first
 from galore_optax._xla.sharding import (
     is_explicit,
@@ -141,24 +141,11 @@ def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:
         stacked = jnp.broadcast_to(x, (*matrix.batch_shape, *x.shape))
         return jnp.array(stacked)  # a buffer of its own
 
-    stacks = jax.tree.map(stack, one)
-    return _placed(matrix, side, stacks, _lies(matrix, leaf))
-
-
-def placed_projectors(
-    matrix: Matrix, projectors: Projectors, leaf: NamedSharding | None
-) -> Projectors:
-    """Where they lie in the state."""
-    pairs = zip(matrix.sides, projectors, strict=True)
-    return tuple(_placed(matrix, side, x, leaf) for side, x in pairs)
-
-
-def _placed(
-    matrix: Matrix, side: Side, projector: Projector, leaf: NamedSharding | None
-) -> Projector:
-    if leaf is None:
-        return projector
-    return jax.tree.map(place, projector, rules.stored(matrix, side, leaf, spread()))
+    stacks, sharding = jax.tree.map(stack, one), _lies(matrix, leaf)
+    if sharding is None:
+        return stacks
+    wanted = rules.stored(matrix, side, sharding, spread())
+    return jax.tree.map(place, stacks, wanted)
 
 
 def zero_coordinates(matrix: Matrix, leaf: Any, dtype: jnp.dtype) -> jax.Array:

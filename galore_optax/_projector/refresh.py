@@ -14,14 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
 
 from galore_optax._projector.groups import leaves_of, parts
-from galore_optax._projector.project import placed_projectors
 from galore_optax._projector.renew import Run, Turn, renew_leaves
 from galore_optax._selection.matrices import Plan
 from galore_optax._storage.projectors import Projectors
-from galore_optax._xla.sharding import place, replicated, sharding_of
+from galore_optax._xla.sharding import everywhere, lying_like
 from galore_optax.subspace import Subspace
 
 When: TypeAlias = bool | jax.Array | None
@@ -180,24 +178,13 @@ def _renew(
 ) -> _Renewed:
     projectors, refresh = old
     gradients, lanes, owed, key, count = inputs
-    lying = [sharding_of(m.path, g) for m, g in zip(plan.projected, gradients, strict=True)]
-    leaves = leaves_of(plan.projected, gradients, _gathered(projectors, lying))
+    leaves = leaves_of(plan.projected, gradients, everywhere(projectors))
     last, refused = (joined(plan, counters) for counters in refresh)
     turn = Turn(lanes, owed, last < 0, plan.names)
     run = Run(method, key, count)
     found, accepted = renew_leaves(leaves, turn, run, together=together)
-    placed = map(placed_projectors, plan.projected, found, lying)
-    return list(placed), counted(plan, (last, refused), owed, accepted, count)
-
-
-def _gathered(
-    projectors: list[Projectors], lying: Sequence[NamedSharding | None]
-) -> list[Projectors]:
-    """Whole on every device, which renews all of them."""
-    return [
-        jax.tree.map(functools.partial(place, sharding=replicated(leaf)), pair)
-        for pair, leaf in zip(projectors, lying, strict=True)
-    ]
+    found = lying_like(found, projectors)
+    return found, counted(plan, (last, refused), owed, accepted, count)
 
 
 def counted(

@@ -59,13 +59,14 @@ def names_of(sharding: NamedSharding, axes: int) -> list[Names]:
 
 
 def made_of(mesh: Any, names: Iterable[Names]) -> NamedSharding:
-    """The reverse of `names_of`.
+    """The reverse of `names_of`, as JAX itself spells it.
 
-    Without `None` at the end, as XLA returns it: `jit` compiles anew for another
-    spelling of the same placement.
+    `jit` compiles anew for another spelling of the same placement: under Explicit axes
+    the results of a step name every array axis, under Auto ones no `None` comes last.
     """
     entries = [x[0] if len(x) == 1 else x or None for x in names]
-    while entries and entries[-1] is None:
+    explicit = AxisType.Explicit in mesh.axis_types
+    while entries and entries[-1] is None and not explicit:
         entries.pop()
     return NamedSharding(mesh, PartitionSpec(*entries))
 
@@ -112,3 +113,19 @@ def place(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     if isinstance(x, jax.core.Tracer):
         return jax.lax.with_sharding_constraint(x, sharding)
     return jax.device_put(x, sharding)
+
+
+def everywhere(tree: Any) -> Any:
+    """`tree`, whole on every device, where it is known that it may not be."""
+
+    def one(x: jax.Array) -> jax.Array:
+        sharding, declared = explicit_sharding(x), current().declared
+        mesh = sharding.mesh if sharding else declared and declared.mesh
+        return x if mesh is None else place(x, made_of(mesh, ()))
+
+    return jax.tree.map(one, tree)
+
+
+def lying_like(tree: Any, other: Any) -> Any:
+    """`tree`, of the types of `other` under Explicit axes."""
+    return jax.tree.map(lambda x, y: place(x, explicit_sharding(y)), tree, other)

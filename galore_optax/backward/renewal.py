@@ -22,6 +22,7 @@ from galore_optax._projector.groups import groups_of, leaves_of
 from galore_optax._projector.refresh import When, counted, joined, owed_now
 from galore_optax._projector.renew import Run, Turn, gathered
 from galore_optax._state import GaLoreState
+from galore_optax._xla.sharding import everywhere, lying_like
 from galore_optax.backward.leaves import Weights
 from galore_optax.backward.loss import Traced
 from galore_optax.backward.passes import products
@@ -65,6 +66,7 @@ class _Part(NamedTuple):
         results = [search.finish(next(found)) for search in self.searches]
         groups = [search.group for search in self.searches]
         projectors, accepted = gathered(groups, results)
+        projectors = lying_like(projectors, _state.read(plan, old))
         refresh = counted(plan, self.counters, self.owed, accepted, old.count)
         nodes = plan.arrange(map(_state.as_node, projectors))
         return old._replace(projector=nodes, refresh=refresh)
@@ -78,7 +80,7 @@ def _part(weights: Weights, record: Recorded, old: GaLoreState, when: When) -> _
     run = Run(method, old.key, old.count)
     places = [weights.paths.index(matrix.path) for matrix in plan.projected]
     values = [weights.values[place] for place in places]
-    leaves = leaves_of(plan.projected, values, _state.read(plan, old))
+    leaves = leaves_of(plan.projected, values, everywhere(_state.read(plan, old)))
     searches = [
         Search(
             group,
