@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -106,13 +106,27 @@ def _spelled(x: Any, sharding: NamedSharding) -> NamedSharding:
     return made_of(sharding.mesh, names_of(sharding, len(x.shape)))
 
 
-def device_bytes(state: Any, shardings: Any) -> tuple[int, int]:
-    """Of a state: the bytes on each device, and of them those that all devices hold."""
-    found = [
+class PerDevice(NamedTuple):
+    """What each device of a mesh holds of a state, in bytes."""
+
+    devices: int
+    bytes: int
+    everywhere: int  # of these, what every other device holds too
+
+
+def per_device(tx: Any, params: Any, state: Any) -> PerDevice | None:
+    """Of the state that `tx` makes of `params`; `None` where they lie on no mesh."""
+    try:
+        shardings = state_shardings(tx, params)
+    except ValueError:
+        return None
+    sizes: list[tuple[int, bool]] = [
         (array_bytes(x, place), place.is_fully_replicated)
         for x, place in zip(*map(jax.tree.leaves, (state, shardings)), strict=True)
     ]
-    return sum(x for x, _ in found), sum(x for x, same in found if same)
+    devices = jax.tree.leaves(shardings)[0].mesh.size
+    whole = sum(size for size, same in sizes if same)
+    return PerDevice(devices, sum(size for size, _ in sizes), whole)
 
 
 def _check_spread(given: Given, spread: Names) -> None:

@@ -56,8 +56,8 @@ def sharded(
       >>> tx = galore_optax.galore(optax.adam(1e-3), rank=4)
       >>> tx = galore_optax.sharded(tx, params)
       >>> state = tx.init(params)
-      >>> state.projector["kernel"].sharding.spec
-      P('fsdp',)
+      >>> state.count.sharding.mesh.axis_names  # counters too
+      ('fsdp',)
     """
     of_params, over = given(params, shardings), spread_over(spread)
     kept = _Kept(tx, of_params, over, shardings_of(tx, of_params, over))
