@@ -124,9 +124,10 @@ def test_kept_axes_keep_their_mesh_axes(kind: AxisType) -> None:
     def spec(x: jax.Array) -> tuple[Any, ...]:
         return tuple(x.sharding.spec) + (None,) * (x.ndim - len(x.sharding.spec))
 
-    assert spec(mu["w"]) == ("x", None)  # tall: the columns are projected
-    assert spec(mu["heads"]["query"]["kernel"]) == (None, "y", None)
-    assert spec(mu["layers"]["up"]["kernel"]) == (None, None, "y")
+    # Tall: the columns are projected, and their mesh axis goes to the rows.
+    assert spec(mu["w"]) == (("x", "y"), None)
+    assert spec(mu["heads"]["query"]["kernel"]) == (None, "y", "x")
+    assert spec(mu["layers"]["up"]["kernel"]) == (None, None, ("y", "x"))
     assert spec(mu["experts"]["up"]["kernel"]) == ("x", None, "y")
     assert spec(mu["embedding"]) == ("y", "x")
     projector = state.projector  # (batch axes, projected axes, rank)

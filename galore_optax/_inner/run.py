@@ -220,16 +220,16 @@ class _FullSize:
     def coordinates(self, use: ParamsUse) -> Any:
         """What the inner is to see as params."""
         if use is ParamsUse.COORDINATES:
-            return self._beside_moments(self.frame.weights(self.params.values))
+            return self._tree(self._beside(self.frame.weights(self.params.values)))
         values = list(self.params.values)
         for matrix in self.frame.plan.projected:
             position = matrix.position
             dtype = self.frame.dtypes[position]
             values[position] = zero_coordinates(matrix, values[position], dtype)
-        return self._beside_moments(self.frame.cast(values))
+        return self._tree(self._beside(self.frame.cast(values)))
 
-    def _beside_moments(self, values: Sequence[jax.Array]) -> Any:
-        return self._tree(beside_moments(self.frame.plan, values))
+    def _beside(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+        return beside_moments(self.frame.plan, values)
 
     def decay(self, known: Known) -> Decays:
         """The part of the update that is linear in the weights, by position."""

@@ -4,11 +4,12 @@
 from collections.abc import Sequence
 
 import jax
+from jax.sharding import NamedSharding
 
 from galore_optax._context import current
 from galore_optax._placing import rules
-from galore_optax._selection.matrices import Plan
-from galore_optax._xla.sharding import Names, place
+from galore_optax._selection.matrices import Matrix, Plan
+from galore_optax._xla.sharding import Names, place, sharding_of
 
 
 def spread() -> Names:
@@ -20,20 +21,22 @@ def spread() -> Names:
 def beside_moments(plan: Plan, values: Sequence[jax.Array]) -> list[jax.Array]:
     """`values`, one a leaf, where the moments lie that an inner adds them to.
 
-    Else, spread moments would meet gradients that are split in another way, which XLA
-    settles by its own lights and Explicit axes refuse.
+    Else, moments would meet gradients that are split in another way, which XLA settles
+    by its own lights and Explicit axes refuse.
     """
-    declared = current().declared
-    if declared is None or not declared.spread:
-        return list(values)
+    over, leaves = spread(), zip(plan.flat.items(), plan.matrices, strict=True)
+    lying = [(sharding_of(*item), matrix) for item, matrix in leaves]
     return [
-        place(
-            value,
-            rules.coordinates(matrix, declared.leaves[path], declared.spread)
-            if matrix
-            else rules.moment(declared.leaves[path], value.shape, declared.spread),
-        )
-        for path, matrix, value in zip(
-            plan.flat.paths, plan.matrices, values, strict=True
-        )
+        value
+        if leaf is None or not (matrix or over)
+        else place(value, _of_moment(matrix, leaf, value.shape, over))
+        for value, (leaf, matrix) in zip(values, lying, strict=True)
     ]
+
+
+def _of_moment(
+    matrix: Matrix | None, leaf: NamedSharding, shape: tuple[int, ...], over: Names
+) -> NamedSharding:
+    if matrix is None:
+        return rules.moment(leaf, shape, over)
+    return rules.coordinates(matrix, leaf, over)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where each kind of array lies, from where the leaf that it belongs to lies.
 
-kept and batch axes     as those of the leaf
+batch axes              as those of the leaf
 rank axes               never split
-projected axes of P     as those of the leaf, and over the mesh axes that split the kept
+kept axes of R          as those of the leaf, and over the mesh axes that split its
+                        projected ones, which R has not
+projected axes of P     as those of the leaf, and over the mesh axes that split its kept
                         ones, which P has not
 """
 
@@ -40,14 +42,15 @@ def moment(
 def coordinates(
     matrix: Matrix, leaf: NamedSharding, spread: Names = ()
 ) -> NamedSharding:
-    """An array like the coordinates of a leaf, over the axes `spread` besides."""
+    """An array like the coordinates of a leaf."""
     of_leaf = names_of(leaf, len(matrix.shape))
     axis_of = {letter: axis for axis, letter in enumerate(matrix.leaf_letters)}
     axes = [axis_of.get(letter) for letter in matrix.coordinate_letters]
     names = [() if axis is None else of_leaf[axis] for axis in axes]
     splittable = [place for place, axis in enumerate(axes) if axis is not None]
     order = sorted(splittable, key=lambda place: axes[place] in matrix.batch)
-    free = _unused(spread, of_leaf)
+    free = [x for side in matrix.sides for axis in side.axes for x in of_leaf[axis]]
+    free += _unused(spread, of_leaf)
     shape = matrix.coordinate_shape
     return made_of(leaf.mesh, _with(leaf.mesh, names, free, shape, order))
 

@@ -44,6 +44,9 @@ def project(
     sharding = sharding_of(matrix.path, gradient)
     for side, projector in zip(matrix.sides, projectors, strict=True):
         product = _product(matrix, side, sharding, on_mesh(gradient))
+        if sharding and side is matrix.sides[-1]:
+            lying = rules.coordinates(matrix, sharding, spread())
+            product = dataclasses.replace(product, low=lying)
         gradient = _project(product, projector, gradient)
     return gradient
 
@@ -72,6 +75,7 @@ class _Product:
     sharding: NamedSharding | None  # of the leaf, where it is known
     # Of the projector during the product, likewise: gathered from all devices.
     gathered: rules.Stored | None
+    low: NamedSharding | None  # of the coordinates, if not as the leaf's axes are
     meshed: bool  # the program may be split over devices
 
     def decode(self, projector: Projector, other: jax.Array) -> jax.Array:
@@ -95,7 +99,7 @@ def _product(
 ) -> _Product:
     shape = matrix.projector_shape(side)
     gathered = sharding and rules.used(matrix, side, sharding)
-    return _Product(side, matrix.storage, shape, sharding, gathered, meshed)
+    return _Product(side, matrix.storage, shape, sharding, gathered, None, meshed)
 
 
 # Compiled by themselves so that a tree's leaves of one shape are traced once.
@@ -104,7 +108,9 @@ def _project(product: _Product, projector: Projector, gradient: jax.Array) -> ja
     basis = product.decode(projector, gradient)
     if max(product.side.axes) < gradient.ndim - 1 and not product.meshed:
         basis = rank_first(basis, product.batch)
-    return _contract(product.side.project, basis, gradient, product.sharding)
+    return _contract(
+        product.side.project, basis, gradient, product.sharding, product.low
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -114,13 +120,17 @@ def _lift(product: _Product, projector: Projector, update: jax.Array) -> jax.Arr
 
 
 def _contract(
-    equation: str, projector: jax.Array, other: jax.Array, leaf: NamedSharding | None
+    equation: str,
+    projector: jax.Array,
+    other: jax.Array,
+    leaf: NamedSharding | None,
+    result_lies: NamedSharding | None = None,
 ) -> jax.Array:
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.promote_types(projector.dtype, other.dtype)
     operands, result = equation.split("->")
     basis, factor = (letter_sharding(leaf, x) for x in operands.split(","))
-    wanted = letter_sharding(leaf, result)
+    wanted = result_lies or letter_sharding(leaf, result)
     explicit = leaf is not None and is_explicit(leaf)
     product = jnp.einsum(
         equation,
