@@ -21,7 +21,7 @@ from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla import order as _order
 from galore_optax._xla.order import in_turn
-from galore_optax._xla.sharding import sharding_of
+from galore_optax._xla.sharding import leaf_sharding, place, sharding_of
 
 # By position.
 Decays: TypeAlias = Mapping[int, Decay]
@@ -249,7 +249,11 @@ class _FullSize:
         pairs = zip(*map(jax.tree.leaves, (self.state, shapes)), strict=True)
         return Arguments(
             gradients=values,
-            state=[x if x.shape == full.shape else full for x, full in pairs],
+            # Under Explicit axes coordinates may be split as the full size is not.
+            state=[
+                place(x, leaf_sharding(full)) if x.shape == full.shape else full
+                for x, full in pairs
+            ],
             params=values,
             is_moment=functools.partial(self._is_moment, values, shapes),
             weights=[matrix.position for matrix in self.frame.plan.projected],

@@ -25,6 +25,7 @@ from galore_optax._xla.sharding import (
     letter_sharding,
     on_mesh,
     place,
+    replicated,
     sharding_of,
 )
 
@@ -152,17 +153,16 @@ def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:
         return jnp.array(stacked)  # a buffer of its own
 
     stacks, sharding = jax.tree.map(stack, one), _lies(matrix, leaf)
-    if sharding is None:
-        return stacks
-    wanted = rules.stored(matrix, side, sharding, spread())
-    return jax.tree.map(place, stacks, wanted)
+    if sharding is None or not _is_kept(sharding):
+        return jax.tree.map(lambda x: place(x, replicated(sharding)), stacks)
+    return jax.tree.map(place, stacks, rules.stored(matrix, side, sharding, spread()))
 
 
 def zero_coordinates(matrix: Matrix, leaf: Any, dtype: jnp.dtype) -> jax.Array:
     """Zeros shaped and sharded as `project` would shape and shard this leaf."""
     zeros, sharding = jnp.zeros(matrix.coordinate_shape, dtype), _lies(matrix, leaf)
-    if sharding is None:
-        return zeros
+    if sharding is None or not _is_kept(sharding):
+        return place(zeros, letter_sharding(sharding, matrix.coordinate_letters))
     return place(zeros, rules.coordinates(matrix, sharding, spread()))
 
 
@@ -170,3 +170,11 @@ def _lies(matrix: Matrix, leaf: Any) -> NamedSharding | None:
     """Where a leaf lies, which need not be traced."""
     declared = current().declared
     return sharding_of(matrix.path, leaf) if declared else leaf_sharding(leaf)
+
+
+def _is_kept(sharding: NamedSharding) -> bool:
+    """Whether an update will know it too, and can bring back what is spread wider.
+
+    Elsewhere XLA would lay out the parameters as it finds their state.
+    """
+    return current().declared is not None or is_explicit(sharding)
