@@ -20,7 +20,7 @@ from galore_optax._selection.leaves import Flat, flatten
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla import order as _order
-from galore_optax._xla.order import in_turn
+from galore_optax._xla.order import in_turn, one_by_one
 from galore_optax._xla.sharding import leaf_sharding, place, sharding_of
 
 # By position.
@@ -67,6 +67,8 @@ class Frame:
             low = in_turn(updates[position], lifted) if many else updates[position]
             low = _scaled(matrix, low)
             weight, part = params[position], decay.get(position, _NO_DECAY)
+            if lifted:
+                (projectors, low), _ = one_by_one((projectors, low), lifted[-1])
             lifted.append(_lift_one(matrix, projectors, low, weight, part))
             result[position] = lifted[-1]
         return result
