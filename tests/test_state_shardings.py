@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -347,6 +347,25 @@ def test_shardings_beside_shapes_may_be_a_prefix() -> None:
     assert specs(whole) == (P("fsdp"), P(None, "fsdp"))
     assert go.state_shardings(galore(), shapes, split) == whole
     assert go.state_shardings(galore(), shapes, {"dense": split}) == whole
+
+
+class DimensionNumbers(NamedTuple):
+    """As MaxText's."""
+
+    reduction_axis: Any = 0
+    output_axis: Any = 1
+    sharding: Any = None
+
+
+def test_dimension_numbers_may_have_a_sharding() -> None:
+    shapes = {"w": jax.ShapeDtypeStruct((16, 64), jnp.float32)} | kernel(P())
+    split = NamedSharding(abstract_mesh(), P(None, "fsdp"))
+    numbers = {"w": DimensionNumbers(sharding=split), "dense": None}
+    places = go.state_shardings(
+        galore(weight_dimension_numbers=numbers), shapes, numbers
+    )
+    assert specs(places) == (P("fsdp"), P())
+    assert places.inner_state[0].mu["w"].spec == P(None, "fsdp")
 
 
 def test_an_axis_that_cannot_be_split_is_not() -> None:

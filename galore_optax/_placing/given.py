@@ -34,11 +34,10 @@ def given(params: Any, shardings: Any = None) -> Given:
 
     Args:
       params: arrays, `ShapeDtypeStruct`s or boxes around these.
-      shardings: `NamedSharding`s in a tree like `params`, or a prefix of it, or `None`
-        where the leaves of `params` tell.
+      shardings: `NamedSharding`s, or what has one as its attribute `sharding`, in a
+        tree like `params` or a prefix of it; `None` where the leaves of `params` tell.
 
     Raises:
-      TypeError: `shardings` holds something else.
       ValueError: a leaf lies on no mesh, or on another one; a mesh axis does not divide
         an axis of a leaf.
     """
@@ -58,19 +57,29 @@ def given(params: Any, shardings: Any = None) -> Given:
 
 
 def _like(flat: Flat, shardings: Any) -> Sequence[Any]:
-    """One for each leaf."""
-    paths = flat.treedef.unflatten(flat.paths)
-    full = jax.tree.map(
-        lambda sharding, below: jax.tree.map(lambda path: sharding, below),
-        jax.tree.map(_content, shardings, is_leaf=is_box),
-        paths,
-        is_leaf=_is_sharding,
-    )
+    """One for each leaf, the leaf itself where `None` is given."""
+    places = flat.treedef.unflatten(range(len(flat.nodes)))
+
+    def fill(entry: Any, below: Any) -> Any:
+        said = _said(entry)
+        return jax.tree.map(lambda i: flat.nodes[i] if said is None else said, below)
+
+    full = jax.tree.map(fill, shardings, places, is_leaf=_says)
     return flat.treedef.flatten_up_to(full)
 
 
-def _content(node: Any) -> Any:
-    return jax.tree.leaves(node, is_leaf=_is_sharding)[0]
+def _says(entry: Any) -> bool:
+    """Whether `entry` is for all leaves in its place, and no node of a tree."""
+    known = entry is None or _is_sharding(entry) or is_box(entry)
+    return known or hasattr(entry, "sharding")
+
+
+def _said(entry: Any) -> Any:
+    """A sharding, or what has one: MaxText's dimension numbers do."""
+    if entry is None or _is_sharding(entry):
+        return entry
+    content = jax.tree.leaves(entry, is_leaf=_is_sharding) if is_box(entry) else [entry]
+    return content[0] if _is_sharding(content[0]) else content[0].sharding
 
 
 def _is_sharding(node: Any) -> bool:

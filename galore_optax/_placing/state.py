@@ -37,10 +37,11 @@ def state_shardings(
 ) -> Any:
     """Where every array of the state of `tx` is to lie, from where `params` lie.
 
-    Coordinates and moments keep the mesh axes of their leaf, of its batch axes and of
-    the kept axes of its matrices; a rank axis is never split. A projector has those of
-    the leaf's batch and projected axes, and those of the kept axes too, on a projected
-    axis if that divides and else on a batch axis.
+    Moments of what is not projected lie like their leaf. Coordinates and their moments
+    have the mesh axes of the leaf's batch and kept axes, a projector those of its batch
+    and projected ones; a mesh axis that splits an axis which an array has not, kept or
+    projected, splits the other there, or a batch axis if that other does not divide. A
+    rank axis is never split.
 
     Whole on every device are counters and keys; what has neither the shape of a leaf
     nor of its coordinates (the factors of `optax.adafactor`); scales of moments in
@@ -58,7 +59,8 @@ def state_shardings(
         boxes of Flax linen or an `nnx.State` that name axes of their own mesh or of
         `jax.set_mesh`.
       shardings: `NamedSharding`s in a tree like `params` or a prefix of it, where
-        `params` are shapes alone.
+        `params` are shapes alone; or what has one as its attribute `sharding`, such as
+        MaxText's `MuonDimensionNumbers`; `None` where `params` tell.
       spread: mesh axes over which the state is split besides, wherever they divide an
         axis and the leaf does not use them (ZeRO).
 
