@@ -143,7 +143,8 @@ CHEAP = [
     ("fsdp on the projected axis", AUTO, "int8", "tp"),
     ("layers", AUTO, "8bit", ()),
     ("fsdp and tensor", EXPLICIT, "f32", ()),
-    ("fsdp on the kept axis", EXPLICIT, "8bit", "tp"),
+    ("fsdp on the kept axis", EXPLICIT, "8bit", ()),
+    ("layers", EXPLICIT, "f32", "tp"),
     ("layers", EXPLICIT, "int8", ()),
 ]
 ALL = [
@@ -257,6 +258,19 @@ def test_eager_init_and_update_lie_alike() -> None:
     state = tx.init(params)
     assert_lies(state, go.state_shardings(tx, params))
     updates, after = tx.update(params, state, params)
+    assert_lies((updates, after), (places, go.state_shardings(tx, params)))
+
+
+@eight
+@pytest.mark.parametrize("spread", [(), "tp"])
+def test_gradients_may_lie_elsewhere(spread: Any) -> None:
+    mesh = mesh_of(AUTO)
+    places = placed_on(mesh, "fsdp on the kept axis")
+    params = jax.device_put(parameters(), places)
+    tx = go.sharded(galore(), params, spread=spread)
+    state = jax.jit(tx.init)(params)
+    grads = jax.device_put(gradients(0), NamedSharding(mesh, P(None, "tp")))
+    updates, after = jax.jit(tx.update)(grads, state, params)
     assert_lies((updates, after), (places, go.state_shardings(tx, params)))
 
 
