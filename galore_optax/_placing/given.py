@@ -102,7 +102,7 @@ def _sharding(path: str, node: Any) -> NamedSharding:
 
 def _of_box(path: str, node: Any) -> NamedSharding | None:
     """From the names of axes in the box of a leaf, of Flax linen or NNX."""
-    names = _of(node, "names", "out_sharding", "sharding_names")
+    names = _of(node, "names", "out_sharding")
     mesh = _of(node, "mesh") or _current_mesh()
     if names is None or mesh is None:
         return None

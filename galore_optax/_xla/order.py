@@ -54,9 +54,9 @@ def in_turn(low: jax.Array, lifted: Sequence[jax.Array]) -> jax.Array:
 def one_by_one(tree: Tree, previous: jax.Array) -> tuple[Tree, jax.Array]:
     """Both as they are, on a mesh neither to be had before the other.
 
-    For `tree` gathered from all devices for one product after that of `previous`. XLA
-    for TPU would gather all that it can as soon as it can: 2.03 GB of temporaries where
-    16 chips hold a 7B step, and 0.72 one by one (libtpu 0.0.42).
+    For what is gathered from all devices for one product, after that of `previous`: XLA
+    for TPU would gather all that it can as soon as it can, several at a time (libtpu
+    0.0.42).
     """
     if not on_mesh(previous):
         return tree, previous
