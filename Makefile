@@ -50,6 +50,7 @@ SPEED := optimizer_step floor step_trace trace_time against_torch \
 bench: .venv/rivals
 	set -e; for name in $(SPEED); do $(RUN).speed.$$name; done
 	$(RUN).memory.state_bytes
+	$(RUN).memory.state_per_device
 	$(RUN).memory.plan_paper
 	$(RUN).memory.never_formed wire
 	$(RUN).memory.never_formed flops

@@ -8,7 +8,7 @@ projected, or runs one layer of a whole, says so here for as long as a call last
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -24,6 +24,19 @@ class Whole(NamedTuple):
     layer: Any  # int32 scalar: whose leaves come without that axis
 
 
+class Declared(NamedTuple):
+    """Where parameters lie, for `galore_optax.sharded`: a tracer of an Auto mesh
+    cannot tell.
+    """
+
+    leaves: Mapping[str, Any]  # NamedSharding by path
+    spread: tuple[str, ...]  # mesh axes over which the state is split besides
+
+    @property
+    def mesh(self) -> Any:
+        return next(iter(self.leaves.values())).mesh
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """Of the calls of `init` and `update` inside a `within`."""
@@ -33,6 +46,7 @@ class Context:
         None  # takes what reaches each update, which does no more
     )
     whole: Whole | None = None  # that trees are a part of
+    declared: Declared | None = None
     # For traces that are looked at and never compiled: of calls, not of their insides.
     # A compiled step has no calls: XLA would hold what goes in and comes out, 1.5 GB of
     # a 7B step on GPU.

@@ -40,6 +40,7 @@ from galore_optax._selection.leaves import (
 from galore_optax._selection.matrices import Plan, same_leaves
 from galore_optax._selection.rule import rank_notice
 from galore_optax._state import GaLoreState
+from galore_optax._xla.order import one_by_one
 
 InnerOf = Callable[[Plan], optax.GradientTransformation]
 
@@ -204,9 +205,13 @@ def project_all(plan: Plan, state: GaLoreState) -> list[jax.Array]:
     """`PᵀG` for each projected leaf of the gradients in `plan`, the leaf elsewhere."""
     result = list(plan.flat.values)
     pairs = zip(plan.projected, _state.read(plan, state), strict=True)
+    before: int | None = None
     for matrix, projectors in pairs:
         position = matrix.position
+        if before is not None:
+            projectors, result[before] = one_by_one(projectors, result[before])
         result[position] = project(matrix, projectors, result[position])
+        before = position
     return result
 
 

@@ -114,16 +114,19 @@ def test_explicit_state_keeps_its_type() -> None:
         assert typeof(after) == typeof(eager)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_kept_axes_keep_their_mesh_axes(kind: AxisType) -> None:
+def spec(x: jax.Array) -> tuple[Any, ...]:
+    return tuple(x.sharding.spec) + (None,) * (x.ndim - len(x.sharding.spec))
+
+
+def started(kind: AxisType) -> Any:
     mesh = mesh_of(kind)
     with jax.set_mesh(mesh):
-        state = go.galore(optax.adam(0.1), rank=4).init(put(parameters(), mesh))
+        return go.galore(optax.adam(0.1), rank=4).init(put(parameters(), mesh))
+
+
+def test_kept_axes_keep_their_mesh_axes() -> None:
+    state = started(AxisType.Auto)
     mu = state.inner_state[0].mu
-
-    def spec(x: jax.Array) -> tuple[Any, ...]:
-        return tuple(x.sharding.spec) + (None,) * (x.ndim - len(x.sharding.spec))
-
     assert spec(mu["w"]) == ("x", None)  # tall: the columns are projected
     assert spec(mu["heads"]["query"]["kernel"]) == (None, "y", None)
     assert spec(mu["layers"]["up"]["kernel"]) == (None, None, "y")
@@ -131,3 +134,17 @@ def test_kept_axes_keep_their_mesh_axes(kind: AxisType) -> None:
     assert spec(mu["embedding"]) == ("y", "x")
     for projector in jax.tree.leaves(state.projector):
         assert projector.sharding.is_fully_replicated
+
+
+def test_where_types_tell_no_mesh_axis_is_left_unused() -> None:
+    state = started(AxisType.Explicit)
+    mu, projector = state.inner_state[0].mu, state.projector
+    assert spec(mu["w"]) == (("x", "y"), None)
+    assert spec(mu["heads"]["query"]["kernel"]) == (None, "y", "x")
+    assert spec(mu["layers"]["up"]["kernel"]) == (None, None, ("y", "x"))
+    assert spec(mu["experts"]["up"]["kernel"]) == ("x", None, "y")
+    assert spec(mu["embedding"]) == ("y", "x")
+    assert spec(projector["w"]) == (("y", "x"), None)
+    assert spec(projector["heads"]["query"]["kernel"]) == (("x", "y"), None)
+    assert spec(projector["layers"]["up"]["kernel"]) == (None, ("x", "y"), None)
+    assert spec(projector["experts"]["up"]["kernel"]) == ("x", "y", None)

@@ -27,6 +27,22 @@ def state_bytes(found: Found) -> str:
     return table(("spelling", "optimizer state", ""), rows)
 
 
+@of("memory/state_per_device")
+def state_per_device(found: Found) -> str:
+    """GB on each device; the rows of the two ways to split weights are much alike."""
+    splits = {"hidden": "kept", "width": "projected"}
+    devices = list(found["rows"][0]["devices"])
+    rows = [
+        (
+            f"`{row['optimizer']}`",
+            splits[row["split"]],
+            *(f"{row['devices'][n]['bytes'] / 1e9:.2f}" for n in devices),
+        )
+        for row in found["rows"]
+    ]
+    return table(("GB on each of", "axis split", *devices), rows)
+
+
 @of("memory/step_memory")
 def step_memory(found: Found) -> str:
     """What an optimizer step holds; gradients are in the total only."""

@@ -14,6 +14,7 @@ from galore_optax._asking.leaf_report import LeafReport
 from galore_optax._asking.record import Recorded, plans_of
 from galore_optax._asking.yardstick import adam_moments, adam_moments_in_f32, adam_state
 from galore_optax._inner.params_use import ParamsUse
+from galore_optax._placing.state import PerDevice, per_device
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
 
@@ -27,6 +28,7 @@ class Description:
     adam_bytes: int  # of optax.adamw's, its moments in the dtypes of the leaves
     adam_f32_bytes: int  # the same with f32 moments of 16-bit leaves
     params_use: tuple[str, ...]  # what each galore's inner does with params
+    per_device: PerDevice | None = None  # where the parameters lie on a mesh
 
     def __iter__(self) -> Iterator[LeafReport]:
         return iter(self.leaves)
@@ -56,6 +58,7 @@ class Description:
             tables.legend(self.leaves, self.adam_f32_bytes > self.adam_bytes),
             advice.shares(self.unprojected),
             *self.params_use,
+            *tables.of_devices(self.per_device),
             *(f"note: {text}" for text in self.notes),
             *(f"warning: {text}" for text in self.warnings),
         ]
@@ -65,7 +68,8 @@ class Description:
 def describe(tx: optax.GradientTransformation, params: Any) -> Description:
     """Reports what `tx` projects, and its state's bytes beside Adam's.
 
-    Nothing is computed or allocated: shapes are enough.
+    Nothing is computed or allocated: shapes are enough. Where they lie on a mesh, or
+    `tx` is `sharded`, it says what each device holds, as `state_shardings` has it.
 
     Args:
       tx: a transformation that contains `galore`, however wrapped.
@@ -105,7 +109,8 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
         for path, value, of_leaf in zip(flat.paths, flat.values, held, strict=True)
     )
     adam = adam_state(params)
-    return Description(leaves, tree_bytes(state), *adam, _params_uses(records))
+    uses, each = _params_uses(records), per_device(tx, params, state)
+    return Description(leaves, tree_bytes(state), *adam, uses, each)
 
 
 def _check(tx: Any, params: Any) -> None:

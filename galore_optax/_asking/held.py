@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jax.tree_util import GetAttrKey, SequenceKey
 
 from galore_optax._asking.yardstick import is_narrow
@@ -47,11 +48,11 @@ class Held:
 def held_by_leaf(state: Any, params: Any) -> list[Held]:
     """What `state` holds for each leaf of `params`, in their order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_box)
-    found = {_unboxed(keys): Held() for keys, _ in leaves}
+    found = {unboxed(keys): Held() for keys, _ in leaves}
     pairs, _ = jax.tree_util.tree_flatten_with_path(state)
     for keys, array in pairs:
         _add(array, keys, found)
-    return [found[_unboxed(keys)] for keys, _ in leaves]
+    return [found[unboxed(keys)] for keys, _ in leaves]
 
 
 def _add(array: Any, keys: Keys, found: dict[Keys, Held]) -> None:
@@ -68,14 +69,14 @@ def _add(array: Any, keys: Keys, found: dict[Keys, Held]) -> None:
 
 def _places(keys: Keys) -> Iterator[Keys]:
     """`keys` without what may divide a leaf's share, more of it each time."""
-    place = _unboxed(keys)
+    place = unboxed(keys)
     yield place
     while place and _divides(place[-1]):
-        place = _unboxed(place[:-1])
+        place = unboxed(place[:-1])
         yield place
 
 
-def _unboxed(keys: Keys) -> Keys:
+def unboxed(keys: Keys) -> Keys:
     return keys[:-1] if keys and keys[-1] == _BOX else keys
 
 
@@ -90,7 +91,9 @@ def tree_bytes(tree: Any) -> int:
     return sum(map(array_bytes, jax.tree.leaves(tree)))
 
 
-def array_bytes(array: Any) -> int:
+def array_bytes(array: Any, sharding: Sharding | None = None) -> int:
+    """Bytes of an array, or of one device's part of it."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.eval_shape(jax.random.key_data, array)
-    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    shape = sharding.shard_shape(array.shape) if sharding else array.shape
+    return math.prod(shape) * np.dtype(array.dtype).itemsize

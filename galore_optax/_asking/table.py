@@ -2,6 +2,7 @@
 """Reports of leaves as a table, a line for equal layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from galore_optax._asking.fold import Line, fold
 from galore_optax._asking.leaf_report import LeafReport, size
@@ -38,6 +39,16 @@ def legend(leaves: Sequence[LeafReport], both: bool) -> str:
     if marked:
         lines.append("!: more state than Adam's")
     return "\n".join(lines)
+
+
+def of_devices(each: Any) -> tuple[str, ...]:
+    """A line on what each device holds, where there are several."""
+    if each is None or each.devices == 1:
+        return ()
+    return (
+        f"on each of {each.devices} devices: {size(each.bytes)} of state, of which"
+        f" {size(each.everywhere)} the same on all",
+    )
 
 
 def _row(line: Line) -> tuple[str, ...]:

@@ -14,13 +14,14 @@ from galore_optax._context import within
 from galore_optax._inner.decay import away_from_zero
 from galore_optax._inner.params_use import Arguments, Decay, ParamsUse, read_use
 from galore_optax._inner.readings import Known, Readings, types
+from galore_optax._placing.declared import beside_moments
 from galore_optax._projector.project import lift, project, zero_coordinates
 from galore_optax._selection.leaves import Flat, flatten
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla import order as _order
-from galore_optax._xla.order import in_turn
-from galore_optax._xla.sharding import explicit_sharding
+from galore_optax._xla.order import in_turn, one_by_one
+from galore_optax._xla.sharding import leaf_sharding, place, sharding_of
 
 # By position.
 Decays: TypeAlias = Mapping[int, Decay]
@@ -66,6 +67,8 @@ class Frame:
             low = in_turn(updates[position], lifted) if many else updates[position]
             low = _scaled(matrix, low)
             weight, part = params[position], decay.get(position, _NO_DECAY)
+            if lifted:
+                (projectors, low), _ = one_by_one((projectors, low), lifted[-1])
             lifted.append(_lift_one(matrix, projectors, low, weight, part))
             result[position] = lifted[-1]
         return result
@@ -96,7 +99,7 @@ def _lift_one(
     written `b (P (U / b) + W)`: with `W` as it lies in memory all is one product. Each
     form is off by a few roundings of the sum, as is the update that it becomes.
     """
-    sharding, dtype = explicit_sharding(weight), weight.dtype
+    sharding, dtype = sharding_of(matrix.path, weight), weight.dtype
     factor, array = decay
     if dtype == jnp.bfloat16 and factor is not None:
         factor = away_from_zero(factor, dtype)
@@ -137,7 +140,8 @@ def run_inner(
       ValueError: `state` is that of another transformation.
     """
     flat, full = frame.plan.flat, frame.plan.is_full
-    low = flat.rebuild(frame.cast(coordinates), full)
+    cast = beside_moments(frame.plan, frame.cast(coordinates))
+    low = flat.rebuild(cast, full)
     like = (params or flat).values
     update = functools.partial(
         optax.with_extra_args_support(inner).update, **extra_args
@@ -218,13 +222,16 @@ class _FullSize:
     def coordinates(self, use: ParamsUse) -> Any:
         """What the inner is to see as params."""
         if use is ParamsUse.COORDINATES:
-            return self._tree(self.frame.weights(self.params.values))
+            return self._tree(self._beside(self.frame.weights(self.params.values)))
         values = list(self.params.values)
         for matrix in self.frame.plan.projected:
             position = matrix.position
             dtype = self.frame.dtypes[position]
             values[position] = zero_coordinates(matrix, values[position], dtype)
-        return self._tree(self.frame.cast(values))
+        return self._tree(self._beside(self.frame.cast(values)))
+
+    def _beside(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+        return beside_moments(self.frame.plan, values)
 
     def decay(self, known: Known) -> Decays:
         """The part of the update that is linear in the weights, by position."""
@@ -244,7 +251,11 @@ class _FullSize:
         pairs = zip(*map(jax.tree.leaves, (self.state, shapes)), strict=True)
         return Arguments(
             gradients=values,
-            state=[x if x.shape == full.shape else full for x, full in pairs],
+            # Under Explicit axes coordinates may be split as the full size is not.
+            state=[
+                place(x, leaf_sharding(full)) if x.shape == full.shape else full
+                for x, full in pairs
+            ],
             params=values,
             is_moment=functools.partial(self._is_moment, values, shapes),
             weights=[matrix.position for matrix in self.frame.plan.projected],

@@ -13,16 +13,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from galore_optax._context import current
+from galore_optax._placing import rules
+from galore_optax._placing.declared import spread
 from galore_optax._selection.matrices import Matrix, Side
 from galore_optax._storage.projectors import Floating, Projector, Storage
 from galore_optax._xla.order import after, rank_first
 from galore_optax._xla.sharding import (
-    explicit_sharding,
+    is_explicit,
     leaf_sharding,
     letter_sharding,
     on_mesh,
     place,
     replicated,
+    sharding_of,
 )
 
 
@@ -38,9 +42,12 @@ def project(
     matrix: Matrix, projectors: Sequence[Projector], gradient: jax.Array
 ) -> jax.Array:
     """`PᵀG`: the projected axes of `gradient` replaced by one rank axis, in place."""
-    sharding = explicit_sharding(gradient)
+    sharding = sharding_of(matrix.path, gradient)
     for side, projector in zip(matrix.sides, projectors, strict=True):
         product = _product(matrix, side, sharding, on_mesh(gradient))
+        if sharding and side is matrix.sides[-1]:
+            lying = rules.coordinates(matrix, sharding, spread())
+            product = dataclasses.replace(product, low=lying)
         gradient = _project(product, projector, gradient)
     return gradient
 
@@ -51,7 +58,7 @@ def lift(
     update: jax.Array,
     sharding: NamedSharding | None,
 ) -> jax.Array:
-    """`P U`, of the shape of the leaf; `sharding` is its under an Explicit mesh."""
+    """`P U`, of the shape of the leaf, which lies by `sharding`."""
     pairs = list(zip(matrix.sides, projectors, strict=True))
     for side, projector in reversed(pairs):
         product = _product(matrix, side, sharding, on_mesh(update))
@@ -66,15 +73,20 @@ class _Product:
     side: Side
     storage: Storage
     shape: tuple[int, ...]  # of the projector
-    sharding: NamedSharding | None  # of the leaf, under an Explicit mesh
+    sharding: NamedSharding | None  # of the leaf, where it is known
+    # Of the projector during the product, likewise: gathered from all devices.
+    gathered: rules.Stored | None
+    low: NamedSharding | None  # of the coordinates, if not as the leaf's axes are
     meshed: bool  # the program may be split over devices
 
     def decode(self, projector: Projector, other: jax.Array) -> jax.Array:
         """The basis as an array, for a product with `other` and no longer."""
-        if not isinstance(self.storage, Floating):
-            # Or XLA would decode every projector of the tree as soon as it can, once
-            # for both project and lift, and hold them all in between.
+        if self.gathered is not None or not isinstance(self.storage, Floating):
+            # Or XLA would gather and decode every projector of the tree as soon as it
+            # can, once for both project and lift, and hold them all in between.
             projector = after(projector, other)
+        if self.gathered is not None:
+            projector = jax.tree.map(place, projector, self.gathered)
         return self.storage.decode(projector, self.shape, other.dtype)
 
     @property
@@ -87,7 +99,8 @@ def _product(
     matrix: Matrix, side: Side, sharding: NamedSharding | None, meshed: bool
 ) -> _Product:
     shape = matrix.projector_shape(side)
-    return _Product(side, matrix.storage, shape, sharding, meshed)
+    gathered = sharding and rules.used(matrix, side, sharding)
+    return _Product(side, matrix.storage, shape, sharding, gathered, None, meshed)
 
 
 # Compiled by themselves so that a tree's leaves of one shape are traced once.
@@ -96,7 +109,9 @@ def _project(product: _Product, projector: Projector, gradient: jax.Array) -> ja
     basis = product.decode(projector, gradient)
     if max(product.side.axes) < gradient.ndim - 1 and not product.meshed:
         basis = rank_first(basis, product.batch)
-    return _contract(product.side.project, basis, gradient, product.sharding)
+    return _contract(
+        product.side.project, basis, gradient, product.sharding, product.low
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -106,19 +121,26 @@ def _lift(product: _Product, projector: Projector, update: jax.Array) -> jax.Arr
 
 
 def _contract(
-    equation: str, projector: jax.Array, other: jax.Array, leaf: NamedSharding | None
+    equation: str,
+    projector: jax.Array,
+    other: jax.Array,
+    leaf: NamedSharding | None,
+    result_lies: NamedSharding | None = None,
 ) -> jax.Array:
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.promote_types(projector.dtype, other.dtype)
     operands, result = equation.split("->")
-    basis = letter_sharding(leaf, operands.split(",")[0]) if leaf else None
-    return jnp.einsum(
+    basis, factor = (letter_sharding(leaf, x) for x in operands.split(","))
+    wanted = result_lies or letter_sharding(leaf, result)
+    explicit = leaf is not None and is_explicit(leaf)
+    product = jnp.einsum(
         equation,
         place(projector, basis).astype(dtype),
-        other.astype(dtype),
+        place(other, factor).astype(dtype),
         preferred_element_type=accumulation_dtype(projector, other),
-        out_sharding=letter_sharding(leaf, result),
+        out_sharding=wanted if explicit else None,
     )
+    return product if explicit else place(product, wanted)
 
 
 def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:
@@ -128,13 +150,31 @@ def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:
 
     def stack(x: jax.Array) -> jax.Array:
         stacked = jnp.broadcast_to(x, (*matrix.batch_shape, *x.shape))
-        owned = jnp.array(stacked)  # a buffer of its own
-        return place(owned, replicated(leaf_sharding(leaf)))
+        return jnp.array(stacked)  # a buffer of its own
 
-    return jax.tree.map(stack, one)
+    stacks, sharding = jax.tree.map(stack, one), _lies(matrix, leaf)
+    if sharding is None or not _is_kept(sharding):
+        return jax.tree.map(lambda x: place(x, replicated(sharding)), stacks)
+    return jax.tree.map(place, stacks, rules.stored(matrix, side, sharding, spread()))
 
 
 def zero_coordinates(matrix: Matrix, leaf: Any, dtype: jnp.dtype) -> jax.Array:
     """Zeros shaped and sharded as `project` would shape and shard this leaf."""
-    zeros = jnp.zeros(matrix.coordinate_shape, dtype)
-    return place(zeros, letter_sharding(leaf_sharding(leaf), matrix.coordinate_letters))
+    zeros, sharding = jnp.zeros(matrix.coordinate_shape, dtype), _lies(matrix, leaf)
+    if sharding is None or not _is_kept(sharding):
+        return place(zeros, letter_sharding(sharding, matrix.coordinate_letters))
+    return place(zeros, rules.coordinates(matrix, sharding, spread()))
+
+
+def _lies(matrix: Matrix, leaf: Any) -> NamedSharding | None:
+    """Where a leaf lies, which need not be traced."""
+    declared = current().declared
+    return sharding_of(matrix.path, leaf) if declared else leaf_sharding(leaf)
+
+
+def _is_kept(sharding: NamedSharding) -> bool:
+    """Whether an update will know it too, and can bring back what is spread wider.
+
+    Elsewhere XLA would lay out the parameters as it finds their state.
+    """
+    return current().declared is not None or is_explicit(sharding)

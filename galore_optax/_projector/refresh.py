@@ -19,6 +19,7 @@ from galore_optax._projector.groups import leaves_of, parts
 from galore_optax._projector.renew import Run, Turn, renew_leaves
 from galore_optax._selection.matrices import Plan
 from galore_optax._storage.projectors import Projectors
+from galore_optax._xla.sharding import everywhere, lying_like
 from galore_optax.subspace import Subspace
 
 When: TypeAlias = bool | jax.Array | None
@@ -177,11 +178,12 @@ def _renew(
 ) -> _Renewed:
     projectors, refresh = old
     gradients, lanes, owed, key, count = inputs
-    leaves = leaves_of(plan.projected, gradients, projectors)
+    leaves = leaves_of(plan.projected, gradients, everywhere(projectors))
     last, refused = (joined(plan, counters) for counters in refresh)
     turn = Turn(lanes, owed, last < 0, plan.names)
     run = Run(method, key, count)
     found, accepted = renew_leaves(leaves, turn, run, together=together)
+    found = lying_like(found, projectors)
     return found, counted(plan, (last, refused), owed, accepted, count)
 
 

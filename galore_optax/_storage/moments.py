@@ -8,7 +8,6 @@ encode      what the inner made of that, stored again
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -16,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jax.sharding import NamedSharding, PartitionSpec
 
 from galore_optax._context import current
+from galore_optax._placing import rules
 from galore_optax._selection.leaves import Placeholder, is_box
 from galore_optax._storage.fill import fills
 from galore_optax._xla.sharding import leaf_sharding, place
@@ -196,7 +195,7 @@ class _Slot:
             return _encode_full(self.storage.code, shape, signed, number)
         zeros_of = _zeros if current().only_read else _zeros_
         zeros = zeros_of(self.storage.code, shape, signed)
-        return jax.tree.map(functools.partial(_beside, self._like), zeros)
+        return _beside(self._like, zeros)
 
     @property
     def _like(self) -> Any:
@@ -312,17 +311,9 @@ def _like(nodes: dict[Path, Any], path: Path, shape: tuple[int, ...]) -> Any:
     return None if node is None or jnp.shape(_content(node)) != shape else node
 
 
-def _beside(like: Any, zeros: jax.Array) -> jax.Array:
-    """Zeros where `like` lies, as far as their axes can be split so."""
+def _beside(like: Any, zeros: Quantized) -> Quantized:
+    """Zeros where `like` lies, as far as whole blocks do."""
     sharding = None if like is None else leaf_sharding(like)
-    if sharding is None or like.ndim != zeros.ndim:
+    if sharding is None:
         return zeros
-    names = list(sharding.spec) + [None] * (zeros.ndim - len(sharding.spec))
-    parts = zip(zeros.shape, names, strict=True)
-    kept = (axes if _divides(sharding, axes, size) else None for size, axes in parts)
-    return place(zeros, NamedSharding(sharding.mesh, PartitionSpec(*kept)))
-
-
-def _divides(sharding: NamedSharding, axes: Any, size: int) -> bool:
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return size % math.prod(sharding.mesh.shape[name] for name in names) == 0
+    return jax.tree.map(place, zeros, rules.coded(sharding, *zeros))

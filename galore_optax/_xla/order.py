@@ -51,6 +51,18 @@ def in_turn(low: jax.Array, lifted: Sequence[jax.Array]) -> jax.Array:
     return low
 
 
+def one_by_one(tree: Tree, previous: jax.Array) -> tuple[Tree, jax.Array]:
+    """Both as they are, on a mesh neither to be had before the other.
+
+    For what is gathered from all devices for one product, after that of `previous`: XLA
+    for TPU would gather all that it can as soon as it can, several at a time (libtpu
+    0.0.42).
+    """
+    if not on_mesh(previous):
+        return tree, previous
+    return lax.optimization_barrier((tree, previous))
+
+
 def _lift_after(low: jax.Array, other: jax.Array) -> jax.Array:
     """As `after`, and to be found in a jaxpr by its name."""
     return after(low, other)

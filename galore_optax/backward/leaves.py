@@ -17,7 +17,7 @@ from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
 from galore_optax._state import read
 from galore_optax._storage.projectors import Floating, Projector
-from galore_optax._xla.sharding import explicit_sharding, place
+from galore_optax._xla.sharding import everywhere, explicit_sharding, place
 from galore_optax.backward.addend import Addend, Factored, Term
 from galore_optax.backward.coding import Coding
 
@@ -121,7 +121,7 @@ def _addends(
         matrix.path: _addend(matrix, projectors)
         for record, part in zip(records, states, strict=True)
         for matrix, projectors in zip(
-            record.plan.projected, read(record.plan, part), strict=True
+            record.plan.projected, everywhere(read(record.plan, part)), strict=True
         )
     }
     return list(map(found.get, paths))

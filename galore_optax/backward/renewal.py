@@ -24,6 +24,7 @@ from galore_optax._projector.refresh import When, counted, joined, owed_now
 from galore_optax._projector.renew import Found, Run, Turn, gathered
 from galore_optax._selection.matrices import Matrix
 from galore_optax._state import GaLoreState
+from galore_optax._xla.sharding import everywhere, lying_like
 from galore_optax.backward.leaves import Weights
 from galore_optax.backward.loss import Traced
 from galore_optax.backward.passes import products
@@ -107,6 +108,7 @@ class _Part(NamedTuple):
         results = [next(found) for _ in self.searches]
         groups = [search.group for search in self.searches]
         projectors, accepted = gathered(groups, results)
+        projectors = lying_like(projectors, _state.read(plan, old))
         refresh = counted(plan, self.counters, self.owed, accepted, old.count)
         nodes = plan.arrange(map(_state.as_node, projectors))
         return old._replace(projector=nodes, refresh=refresh)
@@ -122,7 +124,7 @@ def _part(
     run = Run(method, old.key, old.count)
     places = [weights.paths.index(matrix.path) for matrix in plan.projected]
     values = [weights.values[place] for place in places]
-    leaves = leaves_of(plan.projected, values, _state.read(plan, old))
+    leaves = leaves_of(plan.projected, values, everywhere(_state.read(plan, old)))
 
     def searches(share: int, positions: list[int]) -> Iterator[Search]:
         for group in groups_of([leaves[i] for i in positions], several=True):

@@ -4,10 +4,18 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from galore_optax._xla.sharding import (
+    explicit_sharding,
+    fitting,
+    made_of,
+    names_of,
+    place,
+)
 from galore_optax.codes._base import Code, Quantized
 from galore_optax.codes._scales import round_up
 
@@ -57,7 +65,8 @@ class _Companded:
             codes = jnp.maximum(levels, (root > 0).astype(levels.dtype)).astype(
                 jnp.uint8
             )
-        return Quantized(_join(codes, axis, x.shape), jnp.squeeze(scales, axis + 1))
+        joined = place(_join(codes, axis, x.shape), explicit_sharding(x))
+        return Quantized(joined, jnp.squeeze(scales, axis + 1))
 
     def decode(self, coded: Quantized, signed: bool) -> jax.Array:
         blocks, axis = self._split(coded.codes)
@@ -71,17 +80,42 @@ class _Companded:
         axis = _axis(x.shape)
         before, length, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
         parts = _blocks(length, self.block)
+        x, sharding = _whole_blocks(x, axis, parts)
         missing = math.prod(parts) - length
         if missing:
             widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
             x = jnp.pad(x, widths)
-        return x.reshape(*before, *parts, *after), axis
+        shape = (*before, *parts, *after)
+        return jax.lax.reshape(x, shape, out_sharding=sharding), axis
+
+
+def _whole_blocks(
+    x: jax.Array, axis: int, parts: tuple[int, int]
+) -> tuple[jax.Array, Any]:
+    """`x` and the sharding that `_split` gives it, under Explicit axes.
+
+    Shards that would cut blocks are gathered first; under Auto axes XLA does that.
+    """
+    sharding = explicit_sharding(x)
+    if sharding is None:
+        return x, None
+    names = names_of(sharding, x.ndim)
+    even = math.prod(parts) == x.shape[axis]
+    names[axis] = fitting(sharding.mesh, names[axis], parts[0]) if even else ()
+    blocks = [*names[: axis + 1], (), *names[axis + 1 :]]
+    return place(x, made_of(sharding.mesh, names)), made_of(sharding.mesh, blocks)
 
 
 def _join(blocks: jax.Array, axis: int, shape: Sequence[int]) -> jax.Array:
     """The inverse of `_split`: an array of `shape`."""
-    filled = blocks.reshape(*shape[:axis], -1, *shape[axis + 1 :])
-    if filled.shape[axis] == shape[axis]:
+    sharding = explicit_sharding(blocks)
+    if sharding is not None:
+        names = names_of(sharding, blocks.ndim)
+        sharding = made_of(sharding.mesh, [*names[: axis + 1], *names[axis + 2 :]])
+    length = blocks.shape[axis] * blocks.shape[axis + 1]
+    joined = (*shape[:axis], length, *shape[axis + 1 :])
+    filled = jax.lax.reshape(blocks, joined, out_sharding=sharding)
+    if length == shape[axis]:
         return filled
     return jax.lax.slice_in_dim(filled, 0, shape[axis], axis=axis)
 
