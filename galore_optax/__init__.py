@@ -5,6 +5,8 @@ from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
 from galore_optax import codes as codes
+from galore_optax import moments as moments
+from galore_optax import residual as residual
 from galore_optax import subspace as subspace
 from galore_optax._asking.describe import describe as describe
 from galore_optax._asking.energy import captured_energy as captured_energy

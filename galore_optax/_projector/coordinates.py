@@ -173,7 +173,7 @@ def _project(
     by_path = dict(zip(flat.paths, flat.nodes, strict=True))
     nodes = tuple(by_path[path] for path in record.plan.flat.paths)
     plan = record.plan.with_values(nodes)
-    state = renew(plan, record.config, state, refresh)
+    state = renew(plan, record.config, record.inner, state, refresh)
     low = project_all(plan, state)
     found = {matrix.path: low[matrix.position] for matrix in plan.projected}
     values = [found.get(path, value) for path, value in flat.items()]
