@@ -15,6 +15,7 @@ from galore_optax._galore import galore as galore
 from galore_optax._optimizers.adafactor import galore_adafactor as galore_adafactor
 from galore_optax._optimizers.adamw import galore_adamw as galore_adamw
 from galore_optax._optimizers.adamw import galore_adamw8bit as galore_adamw8bit
+from galore_optax._optimizers.fira import fira_adamw as fira_adamw
 from galore_optax._projector.coordinates import project_gradients as project_gradients
 from galore_optax._projector.coordinates import update_projected as update_projected
 from galore_optax._projector.refresh import Refresh as Refresh

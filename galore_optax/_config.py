@@ -134,8 +134,8 @@ def _check_residual(residual: Any, proj_type: Any) -> None:
         )
     if proj_type == "full":
         raise ValueError(
-            f"residual={residual!r} needs the columns of the side that is not projected,"
-            ' and proj_type="full" projects both. Use "std", or no residual.'
+            f"residual={residual!r} goes by the columns of the side that is not"
+            ' projected, and proj_type="full" projects both. Use "std", or no residual.'
         )
 
 

@@ -47,12 +47,22 @@ def _filter(config: Config, scale: Any) -> Filter:
     warn = functools.cache(_warn_about_memory)
 
     def warning_init(params: Any) -> GaLoreState:
+        _refuse_residual(config)
         warn()
         return init(params)
 
     result = Filter(warning_init, update)
     result.config = config
     return result
+
+
+def _refuse_residual(config: Config) -> None:
+    if config.residual is not None:
+        raise ValueError(
+            f"residual={config.residual!r} without an inner would make G of G: it is"
+            " scaled as the inner scales coordinates. Give the inner:"
+            " galore(optax.scale_by_adam(), residual=...)."
+        )
 
 
 def _warn_about_memory() -> None:

@@ -23,6 +23,11 @@ from galore_optax._config import Config
 from galore_optax._inner.eager import compiled
 from galore_optax._inner.params_use import depends_on_values
 from galore_optax._inner.readings import Readings
+from galore_optax._inner.residuals import (
+    add_residuals,
+    initial_norms,
+    refuse_descent,
+)
 from galore_optax._inner.run import Frame, read_inner, run_inner
 from galore_optax._inner.transport import Transport
 from galore_optax._projector.project import initial_projector, project, zero_coordinates
@@ -74,6 +79,8 @@ def _init(
     notice = rank_notice(plan)
     if config.moments.moves:
         _transport(plan, config, inner, jnp.zeros([], jnp.int32)).check(inner_state)
+    if config.residual is not None:
+        refuse_descent(inner, plan)
     if not record(plan, config, use, inner) and notice:
         warnings.warn(notice, UserWarning, stacklevel=3)
     projectors = [
@@ -86,6 +93,7 @@ def _init(
         projector=plan.arrange(map(_state.as_node, projectors)),
         refresh=initial_refresh(plan),
         inner_state=inner_state,
+        residual=initial_norms(plan, config.residual),
     )
 
 
@@ -103,6 +111,7 @@ def _unlabelled(inner_of: InnerOf, config: Config) -> GaLoreState:
         projector=leaf(),
         refresh=Refresh(leaf(), leaf()),
         inner_state=without_placeholders(inner.init(Placeholder()), leaf),
+        residual=() if config.residual is None else leaf(),
     )
 
 
@@ -160,6 +169,7 @@ def _update(
     if record_updates(updates):
         return optax.tree.zeros_like(params), state
     if projected:
+        refuse_coordinates(config)
         plan = _plan_of_coordinates(config, updates, params)
         weights: Flat | None = plan.flat
         coordinates = flatten(updates).values
@@ -169,22 +179,39 @@ def _update(
         state = renew(plan, config, inner_of(plan), state, refresh)
         coordinates = project_all(plan, state)
     like = weights or plan.flat
-    directions, inner_state = run_inner(
+    frame = Frame(
+        plan, tuple(_state.read(plan, state)), tuple(_dtypes(plan, config, like))
+    )
+    directions, decay, inner_state = run_inner(
         inner_of(plan),
-        Frame(
-            plan,
-            tuple(_state.read(plan, state)),
-            tuple(_dtypes(plan, config, like)),
-        ),
+        frame,
         coordinates,
         weights,
         state.inner_state,
         extra_args,
         readings,
     )
-    return _emit(plan, directions, like), state._replace(
-        count=optax.safe_increment(state.count), inner_state=inner_state
+    lifted, residual = frame.lift(directions, like.values, decay), state.residual
+    if config.residual is not None:
+        lifted, residual = add_residuals(
+            config.residual, frame, coordinates, directions, lifted, residual
+        )
+    return _emit(plan, lifted, like), state._replace(
+        count=optax.safe_increment(state.count),
+        inner_state=inner_state,
+        residual=residual,
     )
+
+
+def refuse_coordinates(config: Config) -> None:
+    """Raises where coordinates are not enough."""
+    if config.residual is not None:
+        raise ValueError(
+            f"residual={config.residual!r} is made of what a gradient has outside of"
+            " the subspace, and coordinates do not hold that: project_gradients,"
+            " update_projected, value_and_projected_grad and layerwise accumulation"
+            " give nothing else. Use tx.update with whole gradients, or no residual."
+        )
 
 
 def renew(

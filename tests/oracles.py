@@ -12,7 +12,7 @@ Basis = Callable[[np.ndarray, int], np.ndarray]
 
 @dataclasses.dataclass
 class Adam:
-    """Adam on `R = P₁ᵀ G P₂`, where `left` and `right` say which of the two there is."""
+    """Adam on `R = P₁ᵀ G P₂`, where `left` and `right` say which there is."""
 
     rank: int
     gap: int

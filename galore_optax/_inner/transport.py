@@ -171,12 +171,9 @@ class Transport:
         Read off an update of one entry a leaf, with the counters and hyper-parameters
         that the state has.
         """
-        ndims = [x.ndim for x in self.plan.flat.values]
-        for matrix in self.plan.projected:
-            ndims[matrix.position] = len(matrix.coordinate_shape)
         zeros = [
             jnp.zeros((1,) * ndim, d)
-            for ndim, d in zip(ndims, self.dtypes, strict=True)
+            for ndim, d in zip(self.plan.ndims, self.dtypes, strict=True)
         ]
         nothing = self.plan.flat.rebuild(zeros, self.plan.is_full)
         small, treedef = _nodes(self.inner.init(nothing))

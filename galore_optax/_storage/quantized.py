@@ -82,8 +82,9 @@ def quantized(
     def init(params: Any) -> Any:
         if isinstance(params, Placeholder):
             return storage.unlabelled(inner.init(params))
-        if current().storages is not None:
-            current().storages.append(storage)
+        storages = current().storages
+        if storages is not None:
+            storages.append(storage)
         stored = storage.initial(inner.init, params)
         if not _holds_coded(stored):
             raise ValueError(_nothing_coded(stored, moments))

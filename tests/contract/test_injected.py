@@ -45,8 +45,9 @@ FACTORIES = {
         LEARNING | {"code": go.codes.companded(min_size=64)},
     ),
     "galore_adafactor": Factory(go.galore_adafactor, LEARNING),
+    "fira_adamw": Factory(go.fira_adamw, LEARNING),
 }
-DECAYING = ["galore_adamw", "galore_adamw8bit"]
+DECAYING = ["galore_adamw", "galore_adamw8bit", "fira_adamw"]
 
 
 def only_w(tree: Any) -> Any:
