@@ -23,7 +23,7 @@ def fira_adamw(
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
     mask: Any | Callable[[Any], Any] | None = None,
-    gamma: float = 1.01,
+    gamma: Scalar = 1.01,
     definition: Definition = "orthogonal",
     **projection: Unpack[Projection],
 ) -> optax.GradientTransformationExtraArgs:

@@ -215,7 +215,8 @@ def _propose(
 
 def aligned(basis: jax.Array, old: jax.Array) -> jax.Array:
     """`basis`, its columns with the signs that bring them nearer to the old ones."""
-    return basis * jnp.where(jnp.sum(old * basis, axis=0) < 0, -1, 1)
+    products = jnp.sum(old * basis, axis=0, keepdims=True)
+    return basis * jnp.where(products < 0, -1, 1).astype(basis.dtype)
 
 
 def key_of_side(key: jax.Array, number: int) -> jax.Array:

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from galore_optax._types import Scalar
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -62,14 +64,14 @@ class Residual(Protocol):
 
 
 def limited(
-    step: Step, full: jax.Array, norms: jax.Array, gamma: float
+    step: Step, full: jax.Array, norms: jax.Array, gamma: Scalar
 ) -> tuple[jax.Array, jax.Array]:
     """`full`, in norm at most gamma times what it was, and the norms it has then.
 
     A norm of zero stands for none, or a gradient of zero would end it for good.
     """
     found = step.norms(full)
-    most = gamma * norms.astype(found.dtype)
+    most = jnp.asarray(gamma, found.dtype) * norms.astype(found.dtype)
     grows = (norms > 0) & (found > most)
     factor = jnp.where(grows, most / jnp.where(grows, found, 1), 1)
     return step.times(factor, full), (factor * found).astype(norms.dtype)

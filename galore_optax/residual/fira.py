@@ -2,11 +2,11 @@
 """Fira: the residual in the inner's own proportions."""
 
 import dataclasses
-import math
 from typing import Literal, get_args
 
 import jax
 
+from galore_optax._types import Scalar
 from galore_optax.residual._base import Residual, Step, limited
 
 Definition = Literal["orthogonal", "scaled"]
@@ -16,14 +16,14 @@ _EPS = 1e-8  # of the publication
 
 @dataclasses.dataclass(frozen=True)
 class _Fira:
-    gamma: float
+    gamma: Scalar
     definition: Definition
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.gamma, (int, float)) and self.gamma > 1):
+        if not isinstance(self.gamma, jax.Array) and not self.gamma > 1:
             raise ValueError(
                 f"fira(gamma={self.gamma!r}) must be a number above 1, by which a"
-                " residual may grow in a step, such as 1.01; math.inf for no limit."
+                " residual may grow in a step, such as 1.01, or math.inf."
             )
         if self.definition not in get_args(Definition):
             raise ValueError(
@@ -36,12 +36,10 @@ class _Fira:
         rest = step.gradient - part * step.lift(step.coordinates)
         lengths = step.lengths(step.direction), step.lengths(step.coordinates)
         scaled = rest * (lengths[0] / (lengths[1] + _EPS))
-        if math.isinf(self.gamma):
-            return scaled, norms
         return limited(step, scaled, norms, self.gamma)
 
 
-def fira(*, gamma: float = 1.01, definition: Definition = "orthogonal") -> Residual:
+def fira(*, gamma: Scalar = 1.01, definition: Definition = "orthogonal") -> Residual:
     r"""Adds what the projection leaves out, each column as long as the inner has it.
 
     With :math:`R = P^T G` and :math:`N = \mathrm{inner}(R)`, for column i
@@ -56,7 +54,7 @@ def fira(*, gamma: float = 1.01, definition: Definition = "orthogonal") -> Resid
     galore, and one side that is not projected. `fira_adamw` is ready-made.
 
     Args:
-      gamma: the most a residual's norm may grow in a step.
+      gamma: the most a residual's norm may grow in a step; `math.inf` for no limit.
       definition: `"orthogonal"` for G - P R, as published; `"scaled"` for
         G - scale P R, as the authors' code computes it, which leaves a part of the
         subspace in.

@@ -34,8 +34,8 @@ class Factory:
         return wrapped(**self.arguments, **more)
 
 
-# A callable that Optax would take for a schedule.
-OWN_STATIC = {go.galore_adamw8bit: ("code",)}
+# A callable that Optax would take for a schedule; a number that bf16 would round.
+OWN_STATIC = {go.galore_adamw8bit: ("code",), go.fira_adamw: ("gamma",)}
 LEARNING = {"learning_rate": LR, "rank": 4}
 FACTORIES = {
     "galore(adam)": Factory(go.galore, {"inner": optax.adam(LR), "rank": 4}),
