@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from galore_optax import moments as at_refresh
 from galore_optax import subspace as subspaces
 from galore_optax._arguments import called_with_the_step
 from galore_optax._selection.dimensions import WeightDimensionNumbers
@@ -15,6 +16,8 @@ from galore_optax._selection.matrices import Matrix
 from galore_optax._selection.rule import Selection
 from galore_optax._storage.projectors import storage_of
 from galore_optax._types import PerLeaf, ProjType, Scalar
+from galore_optax.moments import AtRefresh
+from galore_optax.residual import Residual
 from galore_optax.subspace import Subspace
 
 DEFAULT_SCALE = 0.25
@@ -29,6 +32,8 @@ class Config:
     stagger: bool
     moment_dtype: jnp.dtype | None
     seed: int | jax.Array
+    moments: AtRefresh
+    residual: Residual | None
 
     def inner_dtype(self, matrix: Matrix | None, dtype: jnp.dtype) -> jnp.dtype:
         """What the inner computes in for a leaf of `dtype`.
@@ -58,12 +63,16 @@ class Projection(TypedDict, total=False):
     stagger: bool
     projector_dtype: Any
     moment_dtype: Any
+    moments: AtRefresh | None
     seed: int | jax.Array
 
 
-def make_config(projection: Projection) -> Config:
-    """Of all arguments, checked."""
+def make_config(projection: Projection, residual: Any = None) -> Config:
+    """Of all arguments, checked, and checked against each other."""
     scale = projection["scale"]
+    subspace, moments = _method(projection["subspace"]), _moments(projection["moments"])
+    _refuse_turning(moments, subspace)
+    _check_residual(residual, projection["proj_type"])
     return Config(
         selection=Selection(
             projection["rank"],
@@ -73,10 +82,12 @@ def make_config(projection: Projection) -> Config:
             projection["weight_dimension_numbers"],
             storage_of(projection["projector_dtype"]),
         ),
-        subspace=_method(projection["subspace"]),
+        subspace=subspace,
         stagger=_flag("stagger", projection["stagger"]),
         moment_dtype=_floating("moment_dtype", projection["moment_dtype"]),
         seed=projection["seed"],
+        moments=moments,
+        residual=residual,
     )
 
 
@@ -90,6 +101,42 @@ def _method(subspace: Any) -> Subspace:
             " pass an object with the methods of galore_optax.subspace.Subspace."
         )
     return subspace
+
+
+def _moments(moments: Any) -> AtRefresh:
+    if moments is None:
+        return at_refresh.keep()
+    if not isinstance(moments, AtRefresh) or isinstance(moments, type):
+        raise TypeError(
+            f"moments={moments!r} says not what becomes of moments at a refresh. Write"
+            " one of galore_optax.moments.keep(), reset(), rotate(), or pass an object"
+            " with the methods of galore_optax.moments.AtRefresh."
+        )
+    return moments
+
+
+def _refuse_turning(moments: AtRefresh, subspace: Subspace) -> None:
+    if moments.turns and not subspace.orthonormal:
+        raise ValueError(
+            f"moments={moments!r} turns moments by P_newᵀ P_old, which is a rotation"
+            f" only between orthonormal bases, and those of {subspace!r} are not. Use"
+            " an orthonormal subspace, or moments=galore_optax.moments.reset()."
+        )
+
+
+def _check_residual(residual: Any, proj_type: Any) -> None:
+    if residual is None:
+        return
+    if not isinstance(residual, Residual) or isinstance(residual, type):
+        raise TypeError(
+            f"residual={residual!r} is no residual. Write galore_optax.residual.fira(),"
+            " or pass an object with the method of galore_optax.residual.Residual."
+        )
+    if proj_type == "full":
+        raise ValueError(
+            f"residual={residual!r} goes by the columns of the side that is not"
+            ' projected, and proj_type="full" projects both. Use "std", or no residual.'
+        )
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -47,6 +47,7 @@ class Context:
     )
     whole: Whole | None = None  # that trees are a part of
     declared: Declared | None = None
+    storages: list[Any] | None = None  # takes how each init stores its moments
     # For traces that are looked at and never compiled: of calls, not of their insides.
     # A compiled step has no calls: XLA would hold what goes in and comes out, 1.5 GB of
     # a 7B step on GPU.

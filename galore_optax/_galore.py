@@ -16,6 +16,8 @@ from galore_optax._selection.dimensions import WeightDimensionNumbers
 from galore_optax._state import GaLoreState
 from galore_optax._transform import projected
 from galore_optax._types import PerLeaf, ProjType, Scalar
+from galore_optax.moments import AtRefresh
+from galore_optax.residual import Residual
 from galore_optax.subspace import Subspace
 
 _Optimizer = TypeVar("_Optimizer", bound=Callable[..., Any])
@@ -45,12 +47,22 @@ def _filter(config: Config, scale: Any) -> Filter:
     warn = functools.cache(_warn_about_memory)
 
     def warning_init(params: Any) -> GaLoreState:
+        _refuse_residual(config)
         warn()
         return init(params)
 
     result = Filter(warning_init, update)
     result.config = config
     return result
+
+
+def _refuse_residual(config: Config) -> None:
+    if config.residual is not None:
+        raise ValueError(
+            f"residual={config.residual!r} without an inner would make G of G: it is"
+            " scaled as the inner scales coordinates. Give the inner:"
+            " galore(optax.scale_by_adam(), residual=...)."
+        )
 
 
 def _warn_about_memory() -> None:
@@ -97,6 +109,8 @@ def galore(
     stagger: bool = False,
     projector_dtype: Any = None,
     moment_dtype: Any = None,
+    moments: AtRefresh | None = None,
+    residual: Residual | None = None,
     seed: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Runs any optimizer on low-rank projections of the gradients.
@@ -145,6 +159,11 @@ def galore(
       moment_dtype: of all that `inner` holds. If `None`, projected leaves have moments
         in f32 at least, and the others what `inner` alone would give them, such as bf16
         moments of a bf16 embedding.
+      moments: what becomes of the inner's moments when a matrix takes a new basis; an
+        object of `galore_optax.moments`, `keep()` if `None`. Moments that move are
+        constants to differentiation through a step that may refresh.
+      residual: what the update takes from the gradient outside of the subspace; an
+        object of `galore_optax.residual`, nothing if `None`. It needs whole gradients.
       seed: of the subspace methods that draw random numbers.
 
     Returns:
@@ -183,8 +202,10 @@ def galore(
             "stagger": stagger,
             "projector_dtype": projector_dtype,
             "moment_dtype": moment_dtype,
+            "moments": moments,
             "seed": seed,
-        }
+        },
+        residual,
     )
     return _filter(config, scale) if inner is None else bind(config, inner)
 

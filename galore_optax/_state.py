@@ -38,6 +38,8 @@ class GaLoreState(NamedTuple):
     projector: Any
     refresh: Refresh  # by leaf: when each matrix was refreshed last, how often refused
     inner_state: Any  # of the inner transformation; projected axes have become rank
+    # By leaf, what `residual` remembers of each matrix, an f32 number; () without it.
+    residual: Any = ()
 
 
 def check_type(state: Any) -> None:

@@ -23,9 +23,16 @@ from galore_optax._config import Config
 from galore_optax._inner.eager import compiled
 from galore_optax._inner.params_use import depends_on_values
 from galore_optax._inner.readings import Readings
+from galore_optax._inner.residuals import (
+    add_residuals,
+    initial_norms,
+    refuse_descent,
+)
 from galore_optax._inner.run import Frame, read_inner, run_inner
+from galore_optax._inner.transport import Transport
 from galore_optax._projector.project import initial_projector, project, zero_coordinates
 from galore_optax._projector.refresh import (
+    Move,
     Refresh,
     When,
     initial_refresh,
@@ -71,7 +78,11 @@ def _init(
     frame = Frame(plan, (), tuple(_dtypes(plan, config)))
     use = read_inner(inner, frame, plan.flat, inner_state, readings)
     notice = rank_notice(plan)
-    if not record(plan, config, use) and notice:
+    if config.moments.moves:
+        _transport(plan, config, inner, jnp.zeros([], jnp.int32)).check(inner_state)
+    if config.residual is not None:
+        refuse_descent(inner, plan)
+    if not record(plan, config, use, inner) and notice:
         warnings.warn(notice, UserWarning, stacklevel=3)
     projectors = [
         tuple(initial_projector(matrix, side, leaf) for side in matrix.sides)
@@ -83,6 +94,7 @@ def _init(
         projector=plan.arrange(map(_state.as_node, projectors)),
         refresh=initial_refresh(plan),
         inner_state=inner_state,
+        residual=initial_norms(plan, config.residual),
     )
 
 
@@ -100,6 +112,7 @@ def _unlabelled(inner_of: InnerOf, config: Config) -> GaLoreState:
         projector=leaf(),
         refresh=Refresh(leaf(), leaf()),
         inner_state=without_placeholders(inner.init(Placeholder()), leaf),
+        residual=() if config.residual is None else leaf(),
     )
 
 
@@ -157,48 +170,97 @@ def _update(
     if record_updates(updates):
         return optax.tree.zeros_like(params), state
     if projected:
+        refuse_coordinates(config)
         plan = _plan_of_coordinates(config, updates, params)
         weights: Flat | None = plan.flat
         coordinates = flatten(updates).values
     else:
         plan = config.selection.plan(updates)
         weights = _weights(plan, params)
-        state = renew(plan, config, state, refresh)
+        state = renew(plan, config, inner_of(plan), state, refresh)
         coordinates = project_all(plan, state)
     like = weights or plan.flat
-    directions, inner_state = run_inner(
+    frame = Frame(
+        plan, tuple(_state.read(plan, state)), tuple(_dtypes(plan, config, like))
+    )
+    directions, decay, inner_state = run_inner(
         inner_of(plan),
-        Frame(
-            plan,
-            tuple(_state.read(plan, state)),
-            tuple(_dtypes(plan, config, like)),
-        ),
+        frame,
         coordinates,
         weights,
         state.inner_state,
         extra_args,
         readings,
     )
-    return _emit(plan, directions, like), state._replace(
-        count=optax.safe_increment(state.count), inner_state=inner_state
+    lifted, residual = frame.lift(directions, like.values, decay), state.residual
+    if config.residual is not None:
+        lifted, residual = add_residuals(
+            config.residual, frame, coordinates, directions, lifted, residual
+        )
+    return _emit(plan, lifted, like), state._replace(
+        count=optax.safe_increment(state.count),
+        inner_state=inner_state,
+        residual=residual,
     )
 
 
-def renew(plan: Plan, config: Config, state: GaLoreState, when: When) -> GaLoreState:
+def refuse_coordinates(config: Config) -> None:
+    """Raises where coordinates are not enough."""
+    if config.residual is not None:
+        raise ValueError(
+            f"residual={config.residual!r} is made of what a gradient has outside of"
+            " the subspace, and coordinates do not hold that: project_gradients,"
+            " update_projected, value_and_projected_grad and layerwise accumulation"
+            " give nothing else. Use tx.update with whole gradients, or no residual."
+        )
+
+
+def renew(
+    plan: Plan,
+    config: Config,
+    inner: optax.GradientTransformation,
+    state: GaLoreState,
+    when: When,
+) -> GaLoreState:
     """`state` with new projectors wherever one is due, from the gradients in `plan`."""
-    projectors, refreshes = refresh_when_due(
+    moves = config.moments.moves
+    projectors, refreshes, moved = refresh_when_due(
         plan,
         [leaf for _, leaf in plan.pairs()],
         _state.read(plan, state),
         state.refresh,
         method=config.subspace,
         stagger=config.stagger,
+        align_signs=config.moments.align_signs,
         count=state.count,
         key=state.key,
         when=bool(when) if isinstance(when, (bool, np.bool_)) else when,
+        move=mover(plan, config, inner, state.count),
+        moments=state.inner_state if moves else (),
     )
-    nodes = list(map(_state.as_node, projectors))
-    return state._replace(projector=plan.arrange(nodes), refresh=refreshes)
+    nodes = plan.arrange(map(_state.as_node, projectors))
+    inner_state = moved if moves else state.inner_state
+    return state._replace(projector=nodes, refresh=refreshes, inner_state=inner_state)
+
+
+def mover(
+    plan: Plan, config: Config, inner: optax.GradientTransformation, count: jax.Array
+) -> Move:
+    """What becomes of the state of `inner` where bases are new."""
+    if not config.moments.moves:
+        return _unmoved
+    return _transport(plan, config, inner, count).move
+
+
+def _unmoved(old: Any, new: Any, accepted: Any, state: Any) -> Any:
+    del old, new, accepted
+    return state
+
+
+def _transport(
+    plan: Plan, config: Config, inner: optax.GradientTransformation, count: jax.Array
+) -> Transport:
+    return Transport(config.moments, inner, plan, _dtypes(plan, config), count)
 
 
 def project_all(plan: Plan, state: GaLoreState) -> list[jax.Array]:

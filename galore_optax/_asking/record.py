@@ -20,13 +20,19 @@ class Recorded(NamedTuple):
     plan: Plan  # with shapes in place of values
     config: Config
     use: ParamsUse | None  # of the inner; `None` where it needs extra arguments
+    inner: optax.GradientTransformation
 
 
-def record(plan: Plan, config: Config, use: ParamsUse | None) -> bool:
+def record(
+    plan: Plan,
+    config: Config,
+    use: ParamsUse | None,
+    inner: optax.GradientTransformation,
+) -> bool:
     """Called by `init`; whether somebody asks, inside `plans_of`."""
     records = current().records
     if records is not None:
-        records.append(Recorded(plan.abstract(), config, use))
+        records.append(Recorded(plan.abstract(), config, use, inner))
     return records is not None
 
 

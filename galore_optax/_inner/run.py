@@ -121,8 +121,8 @@ def run_inner(
     state: Any,
     extra_args: dict[str, Any],
     readings: Readings,
-) -> tuple[list[jax.Array], Any]:
-    """One step of `inner`, lifted.
+) -> tuple[list[jax.Array], Decays, Any]:
+    """One step of `inner`, in coordinates.
 
     Args:
       inner: the inner transformation.
@@ -134,7 +134,8 @@ def run_inner(
       readings: what is known of `inner`.
 
     Returns:
-      full-size updates, one a leaf, and the new state of `inner`.
+      its updates, one a leaf, full size where nothing is projected; the decay that
+      `Frame.lift` adds to them; and the new state of `inner`.
 
     Raises:
       ValueError: `state` is that of another transformation.
@@ -142,20 +143,18 @@ def run_inner(
     flat, full = frame.plan.flat, frame.plan.is_full
     cast = beside_moments(frame.plan, frame.cast(coordinates))
     low = flat.rebuild(cast, full)
-    like = (params or flat).values
     update = functools.partial(
         optax.with_extra_args_support(inner).update, **extra_args
     )
     if params is None:
         _check_state(jax.eval_shape(inner.init, low), state)
         updates, state = update(low, state, None)
-        return frame.lift(_leaves(flat, updates), like, {}), state
+        return _leaves(flat, updates), {}, state
     whole = _FullSize(inner.init, update, frame, params, state)
     known = whole.known(None if extra_args else readings)
     inner_params = whole.coordinates(known.reading.use)
     updates, new_state = update(low, state, inner_params)
-    decay = whole.decay(known)
-    return frame.lift(_leaves(flat, updates), like, decay), new_state
+    return _leaves(flat, updates), whole.decay(known), new_state
 
 
 def read_inner(

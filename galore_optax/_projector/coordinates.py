@@ -18,7 +18,7 @@ from galore_optax._inner.params_use import is_affine
 from galore_optax._projector.refresh import When
 from galore_optax._selection.leaves import flatten
 from galore_optax._state import GaLoreState
-from galore_optax._transform import project_all, renew
+from galore_optax._transform import project_all, refuse_coordinates, renew
 
 
 def project_gradients(
@@ -52,7 +52,8 @@ def project_gradients(
 
     Raises:
       ValueError: `state` or `gradients` belong to another tree; what comes before
-        `galore` in `tx` is not linear, such as clipping, and would see coordinates.
+        `galore` in `tx` is not linear, such as clipping, and would see coordinates;
+        `galore` has a residual, which needs whole gradients.
 
     Example:
       >>> import galore_optax, jax, jax.numpy as jnp, optax
@@ -169,11 +170,12 @@ def _project(
     record: Recorded, gradients: Any, state: GaLoreState, refresh: When
 ) -> tuple[Any, GaLoreState]:
     """`gradients` with the leaves of one `galore` in coordinates, and its state."""
+    refuse_coordinates(record.config)
     flat = flatten(gradients)
     by_path = dict(zip(flat.paths, flat.nodes, strict=True))
     nodes = tuple(by_path[path] for path in record.plan.flat.paths)
     plan = record.plan.with_values(nodes)
-    state = renew(plan, record.config, state, refresh)
+    state = renew(plan, record.config, record.inner, state, refresh)
     low = project_all(plan, state)
     found = {matrix.path: low[matrix.position] for matrix in plan.projected}
     values = [found.get(path, value) for path, value in flat.items()]

@@ -7,7 +7,7 @@ nothing is due costs one host round trip at most.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -23,7 +23,11 @@ from galore_optax._xla.sharding import everywhere, lying_like
 from galore_optax.subspace import Subspace
 
 When: TypeAlias = bool | jax.Array | None
-_Renewed: TypeAlias = tuple[list[Projectors], "Refresh"]
+_Renewed: TypeAlias = tuple[list[Projectors], "Refresh", Any]
+# (old projectors, new ones, accepted by leaf, moments) -> moments in the new bases
+Move: TypeAlias = Callable[
+    [Sequence[Projectors], Sequence[Projectors], Sequence[jax.Array], Any], Any
+]
 
 
 class Refresh(NamedTuple):
@@ -112,10 +116,13 @@ def refresh_when_due(
     *,
     method: Subspace,
     stagger: bool,
+    align_signs: bool,
     count: jax.Array,
     key: jax.Array,
     when: When,
-) -> tuple[list[Projectors], Refresh]:
+    move: Move,
+    moments: Any,
+) -> tuple[list[Projectors], Refresh, Any]:
     """New projectors for every matrix that is due, the old ones for the rest.
 
     Args:
@@ -125,24 +132,28 @@ def refresh_when_due(
       refresh: of all their matrices.
       method: finds the bases.
       stagger: spread refreshes over the gap.
+      align_signs: of new columns with the old ones.
       count: step, int32 scalar.
       key: raw PRNG key of the whole run.
       when: `None`, what is due; `False`, nothing; `True`, everything; a traced bool,
         what is due if it holds.
+      move: what becomes of moments.
+      moments: the state of the inner, or nothing.
 
     Returns:
-      projectors and refresh.
+      projectors, refresh and moments.
     """
     if when is False or not plan.projected:
-        return projectors, refresh
+        return projectors, refresh, moments
     # Bases are constants of a step: what differentiates through it differentiates the
     # products with them. Loops whose length depends on values have no reverse mode.
-    gradients, projectors = lax.stop_gradient((gradients, projectors))
+    gradients, projectors, moments = lax.stop_gradient((gradients, projectors, moments))
     owed = owed_now(plan, stagger, refresh, count, when)
     inputs = _Inputs(gradients, any_lane(owed), owed, key, count)
-    renew = functools.partial(_renew, plan, method, not stagger)
+    how = _How(method, not stagger, align_signs, move)
+    renew = functools.partial(_renew, plan, how)
     if when is True:
-        return renew(inputs, (projectors, refresh))
+        return renew(inputs, (projectors, refresh, moments))
 
     def turn(_: Any, old: _Renewed) -> _Renewed:
         # What depends on inputs alone would be computed before the loop, due or not.
@@ -150,7 +161,7 @@ def refresh_when_due(
 
     # Its carry is updated in place: a conditional would copy all projectors.
     turns = jnp.any(inputs.lanes).astype(jnp.int32)
-    return lax.fori_loop(0, turns, turn, (projectors, refresh))
+    return lax.fori_loop(0, turns, turn, (projectors, refresh, moments))
 
 
 def owed_now(
@@ -163,6 +174,15 @@ def owed_now(
     return owed if when is None else owed & when
 
 
+class _How(NamedTuple):
+    """What is static of a refresh."""
+
+    method: Subspace
+    together: bool  # matrices become due together
+    align_signs: bool
+    move: Move
+
+
 class _Inputs(NamedTuple):
     """All that a refresh is made from, but for what it renews."""
 
@@ -173,18 +193,17 @@ class _Inputs(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
 
 
-def _renew(
-    plan: Plan, method: Subspace, together: bool, inputs: _Inputs, old: _Renewed
-) -> _Renewed:
-    projectors, refresh = old
+def _renew(plan: Plan, how: _How, inputs: _Inputs, old: _Renewed) -> _Renewed:
+    projectors, refresh, moments = old
     gradients, lanes, owed, key, count = inputs
     leaves = leaves_of(plan.projected, gradients, everywhere(projectors))
     last, refused = (joined(plan, counters) for counters in refresh)
     turn = Turn(lanes, owed, last < 0, plan.names)
-    run = Run(method, key, count)
-    found, accepted = renew_leaves(leaves, turn, run, together=together)
+    run = Run(how.method, key, count, how.align_signs)
+    found, accepted = renew_leaves(leaves, turn, run, together=how.together)
     found = lying_like(found, projectors)
-    return found, counted(plan, (last, refused), owed, accepted, count)
+    moments = how.move(projectors, found, by_leaf(plan, accepted, count), moments)
+    return found, counted(plan, (last, refused), owed, accepted, count), moments
 
 
 def counted(
@@ -197,10 +216,10 @@ def counted(
     """The counters, `joined` so far, after step `count`, when those owed were tried."""
     last = jnp.where(accepted, count, counters[0])
     refused = counters[1] + (owed & ~accepted).astype(jnp.int32)
-    return Refresh(*(_parted(plan, x, count) for x in (last, refused)))
+    return Refresh(*(plan.arrange(by_leaf(plan, x, count)) for x in (last, refused)))
 
 
-def _parted(plan: Plan, counters: jax.Array, step: jax.Array) -> Any:
-    """The reverse of `joined`."""
+def by_leaf(plan: Plan, entries: jax.Array, step: jax.Array) -> list[jax.Array]:
+    """What is known of every matrix, in the batch axes of each projected leaf."""
     shapes = [matrix.batch_shape for matrix in plan.projected]
-    return plan.arrange(parts(counters, plan.counts, shapes, step))
+    return parts(entries, plan.counts, shapes, step)

@@ -39,6 +39,7 @@ class Run(NamedTuple):
     method: Subspace
     key: jax.Array
     step: jax.Array
+    align_signs: bool = False
 
     def key_of(self, name: jax.Array) -> jax.Array:
         # One fold for both: each is a kernel of its own to compile. Steps are spread
@@ -140,7 +141,8 @@ def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
     """Loops over the matrices of a group that are due in any lane, `size` a turn."""
     chunks = _chunks(sum(group.counts), size)
     due = chunks.due(turn.lanes)
-    propose = functools.partial(_propose, run.method, group.leaves[0].matrix.storage)
+    storage = group.leaves[0].matrix.storage
+    propose = functools.partial(_propose, run.method, storage, run.align_signs)
 
     def body(_: jax.Array, state: _Loop) -> _Loop:
         chunk = _next(due, state.chunk)
@@ -183,10 +185,11 @@ def _choose(accept: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 # Compiled by itself so that one by one and several at once share its trace.
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _propose(
     method: Subspace,
     storage: Storage,
+    align_signs: bool,
     gradients: Sequence[jax.Array],
     previous: Projectors,
     key: jax.Array,
@@ -205,9 +208,15 @@ def _propose(
         old = storage.decode(stored, (len(gradient), rank), dtype).astype(dtype)
         basis = method.basis(unit, old, key_of_side(key, number), cold)
         check_shape(method, basis, gradient.shape, rank)
-        bases.append(basis)
+        bases.append(aligned(basis, old) if align_signs else basis)
     new, sound = store(method, storage, bases, previous)
     return new, usable & sound
+
+
+def aligned(basis: jax.Array, old: jax.Array) -> jax.Array:
+    """`basis`, its columns with the signs that bring them nearer to the old ones."""
+    products = jnp.sum(old * basis, axis=0, keepdims=True)
+    return basis * jnp.where(products < 0, -1, 1).astype(basis.dtype)
 
 
 def key_of_side(key: jax.Array, number: int) -> jax.Array:

@@ -133,6 +133,12 @@ class Plan:
         return [matrix is None for matrix in self.matrices]
 
     @property
+    def ndims(self) -> list[int]:
+        """How many axes each leaf has for the inner."""
+        leaves = zip(self.matrices, self.flat.values, strict=True)
+        return [len(m.coordinate_shape) if m else x.ndim for m, x in leaves]
+
+    @property
     def counts(self) -> list[int]:
         """How many matrices each projected leaf holds."""
         return [matrix.count for matrix in self.projected]

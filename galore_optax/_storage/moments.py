@@ -89,7 +89,7 @@ class Storage:
             if not is_coded(x):
                 return x
             # Around an array of another shape there was none.
-            box, moment = _like(boxes, path, x.codes.shape), self._load(path, x)
+            box, moment = _like(boxes, path, x.codes.shape), self.load(path, x)
             return moment if box is None else _rebox(box, moment)
 
         return jax.tree_util.tree_map_with_path(one, state, is_leaf=is_coded)
@@ -100,7 +100,7 @@ class Storage:
         nodes = treedef.flatten_up_to(state)
         return treedef.unflatten(
             [
-                self._store_as(old, path, _content(node)) if is_coded(old) else node
+                self.store_as(old, path, _content(node)) if is_coded(old) else node
                 for (path, old), node in zip(pairs, nodes, strict=True)
             ]
         )
@@ -133,12 +133,14 @@ class Storage:
             return _whole(x)
         return _encode(self.code, x.astype(jnp.float32), self.sign(path) == "signed")
 
-    def _store_as(self, old: Quantized, path: Path, x: jax.Array) -> Quantized:
+    def store_as(self, old: Quantized, path: Path, x: jax.Array) -> Quantized:
+        """The moment `x` at `path`, stored as `old` was."""
         if self.suits(path, x.shape):
             return self.store(path, x)
         return Quantized(x, old.scales.astype(x.dtype))  # 1, without one more array
 
-    def _load(self, path: Path, stored: Quantized) -> jax.Array:
+    def load(self, path: Path, stored: Quantized) -> jax.Array:
+        """The moment at `path`, decoded."""
         self._check(path, stored)
         if not self.suits(path, stored.codes.shape):
             return stored.codes

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from galore_optax import codes
+from galore_optax._context import current
 from galore_optax._selection.leaves import Placeholder
 from galore_optax._storage.moments import Sign, Storage, is_coded, name
 from galore_optax.codes import Code
@@ -81,6 +82,9 @@ def quantized(
     def init(params: Any) -> Any:
         if isinstance(params, Placeholder):
             return storage.unlabelled(inner.init(params))
+        storages = current().storages
+        if storages is not None:
+            storages.append(storage)
         stored = storage.initial(inner.init, params)
         if not _holds_coded(stored):
             raise ValueError(_nothing_coded(stored, moments))

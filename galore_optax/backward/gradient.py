@@ -18,6 +18,7 @@ from galore_optax.backward.leaves import (
     Weights,
     bases_of,
     is_due,
+    moves_moments,
     weights_of,
     with_bases,
 )
@@ -174,17 +175,20 @@ def _renewed(
 
     def renew(values: list[Any], bases: list[Any]) -> list[Any]:
         now = dataclasses.replace(weights, values=values)
-        return bases_of(how(program, now, with_bases(state, bases), when))
+        return of_state(how(program, now, to_state(state, bases), when))
 
     def turn(_: Any, bases: list[Any]) -> list[Any]:
         # What depends on weights alone would be computed before the loop, due or not.
         return renew(*lax.optimization_barrier((weights.values, bases)))
 
-    bases = bases_of(state)
+    moments = moves_moments(weights.records)
+    of_state = functools.partial(bases_of, moments=moments)
+    to_state = functools.partial(with_bases, moments=moments)
+    bases = of_state(state)
     if when is True:
-        return with_bases(state, renew(weights.values, bases))
+        return to_state(state, renew(weights.values, bases))
     turns = is_due(weights.records, state, when).astype(jnp.int32)
-    return with_bases(state, lax.fori_loop(0, turns, turn, bases))
+    return to_state(state, lax.fori_loop(0, turns, turn, bases))
 
 
 def _renew_by_gradients(

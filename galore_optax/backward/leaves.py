@@ -140,6 +140,11 @@ def _addend(matrix: Matrix, projectors: tuple[Projector, ...]) -> Addend:
     return Addend(variable, tuple(bases), matrix.leaf_letters)
 
 
+def moves_moments(records: tuple[Recorded, ...]) -> bool:
+    """Whether a refresh changes more than bases."""
+    return any(record.config.moments.moves for record in records)
+
+
 def is_due(records: tuple[Recorded, ...], state: Any, when: When) -> jax.Array:
     """Whether any matrix is to be renewed now, in any lane of a `vmap`."""
     owed = [
@@ -150,20 +155,27 @@ def is_due(records: tuple[Recorded, ...], state: Any, when: When) -> jax.Array:
     return any_lane(jnp.any(jnp.stack(owed)))
 
 
-def bases_of(state: Any) -> list[Any]:
-    """What a refresh changes of `state`."""
+def bases_of(state: Any, *, moments: bool) -> list[Any]:
+    """What a refresh changes of `state`; whether moments are among it."""
     nodes = jax.tree.leaves(state, is_leaf=is_state)
-    return [(node.projector, node.refresh) for node in nodes if is_state(node)]
+    return [
+        (node.projector, node.refresh, node.inner_state if moments else ())
+        for node in nodes
+        if is_state(node)
+    ]
 
 
-def with_bases(state: Any, bases: list[Any]) -> Any:
+def with_bases(state: Any, bases: list[Any], *, moments: bool) -> Any:
     """`state` with other bases, of the same structure as `bases_of(state)`."""
     found = iter(bases)
 
     def replaced(node: Any) -> Any:
         if not is_state(node):
             return node
-        projector, refresh = next(found)
-        return node._replace(projector=projector, refresh=refresh)
+        projector, refresh, moved = next(found)
+        inner_state = moved if moments else node.inner_state
+        return node._replace(
+            projector=projector, refresh=refresh, inner_state=inner_state
+        )
 
     return jax.tree.map(replaced, state, is_leaf=is_state)

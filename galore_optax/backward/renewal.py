@@ -20,10 +20,18 @@ from jax import lax
 from galore_optax import _state
 from galore_optax._asking.record import Recorded, galore_states, replaced
 from galore_optax._projector.groups import groups_of, leaves_of
-from galore_optax._projector.refresh import When, counted, joined, owed_now
+from galore_optax._projector.refresh import (
+    Move,
+    When,
+    by_leaf,
+    counted,
+    joined,
+    owed_now,
+)
 from galore_optax._projector.renew import Found, Run, Turn, gathered
 from galore_optax._selection.matrices import Matrix
 from galore_optax._state import GaLoreState
+from galore_optax._transform import mover
 from galore_optax._xla.sharding import everywhere, lying_like
 from galore_optax.backward.leaves import Weights
 from galore_optax.backward.loss import Traced
@@ -101,6 +109,7 @@ class _Part(NamedTuple):
     counters: tuple[jax.Array, jax.Array]  # joined, last and refused
     owed: Any
     searches: list[Search]
+    move: Move
 
     def new(self, found: Iterator[Found]) -> GaLoreState:
         """From what is next in `found`."""
@@ -111,7 +120,13 @@ class _Part(NamedTuple):
         projectors = lying_like(projectors, _state.read(plan, old))
         refresh = counted(plan, self.counters, self.owed, accepted, old.count)
         nodes = plan.arrange(map(_state.as_node, projectors))
-        return old._replace(projector=nodes, refresh=refresh)
+        moved = self.move(
+            _state.read(plan, old),
+            projectors,
+            by_leaf(plan, accepted, old.count),
+            old.inner_state,
+        )
+        return old._replace(projector=nodes, refresh=refresh, inner_state=moved)
 
 
 def _part(
@@ -121,7 +136,7 @@ def _part(
     owed = owed_now(plan, record.config.stagger, old.refresh, old.count, when)
     last, refused = (joined(plan, counters) for counters in old.refresh)
     turn = Turn(owed, owed, last < 0, plan.names)
-    run = Run(method, old.key, old.count)
+    run = Run(method, old.key, old.count, record.config.moments.align_signs)
     places = [weights.paths.index(matrix.path) for matrix in plan.projected]
     values = [weights.values[place] for place in places]
     leaves = leaves_of(plan.projected, values, everywhere(_state.read(plan, old)))
@@ -134,7 +149,14 @@ def _part(
             yield Search(group, where, turn.at(group.entries), run, method, share)
 
     found = itertools.starmap(searches, enumerate(shares_of(plan.projected, shares)))
-    return _Part(record, old, (last, refused), owed, list(itertools.chain(*found)))
+    return _Part(
+        record,
+        old,
+        (last, refused),
+        owed,
+        list(itertools.chain(*found)),
+        mover(plan, record.config, record.inner, old.count),
+    )
 
 
 def _found(

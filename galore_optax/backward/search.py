@@ -23,6 +23,7 @@ from galore_optax._projector.renew import (
     Found,
     Run,
     Turn,
+    aligned,
     check_shape,
     key_of_side,
     store,
@@ -158,6 +159,8 @@ class Search:
             key = key_of_side(self.run.key_of(name), side)
             basis = self.method.finish(x.T.astype(self._wide), matrix.rank, key)
             check_shape(self.method, basis, self._shape(side), matrix.rank)
+            if self.run.align_signs:
+                basis = aligned(basis, self._decode(old[side], side))
             bases.append(basis)
         new, sound = store(self.method, matrix.storage, bases, old)
         return _choose(sound, new, old), sound

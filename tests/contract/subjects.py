@@ -33,6 +33,9 @@ READY_MADE: dict[str, Make] = {
         LR, rank=4, code=go.codes.companded(min_size=64), update_proj_gap=3
     ),
     "galore_adafactor": lambda: go.galore_adafactor(LR, rank=4, b1=0.9),
+    "fira_adamw": lambda: go.fira_adamw(
+        LR, rank=4, weight_decay=0.1, update_proj_gap=3
+    ),
 }
 
 TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
@@ -56,6 +59,25 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
     "galore(adam), int4": lambda: go.galore(
         optax.adam(LR), rank=4, projector_dtype="int4", update_proj_gap=3
     ),
+    "galore_adamw, rotate": lambda: go.galore_adamw(
+        LR, rank=4, moments=go.moments.rotate(), update_proj_gap=2
+    ),
+    "galore_adamw8bit, rotate": lambda: go.galore_adamw8bit(
+        LR,
+        rank=4,
+        code=go.codes.companded(min_size=64),
+        moments=go.moments.rotate(),
+        update_proj_gap=2,
+    ),
+    "galore_adamw, full, reset": lambda: go.galore_adamw(
+        LR, rank=4, moments=go.moments.reset(), proj_type="full", update_proj_gap=2
+    ),
+    "galore(adam), svd, signs aligned": lambda: go.galore(
+        optax.adam(LR),
+        rank=4,
+        subspace=go.subspace.svd(),
+        moments=go.moments.keep(align_signs=True),
+    ),
     "galore_adamw8bit, dynamic": lambda: go.galore_adamw8bit(
         LR, rank=4, code=go.codes.dynamic(block=32, min_size=64)
     ),
@@ -77,9 +99,8 @@ def _rows(names: dict[str, Make]) -> pytest.MarkDecorator:
 
 every = _rows(TRANSFORMATIONS)
 # Whose state is a `GaLoreState`, and no tuple of Optax' chain.
-outermost = _rows(
-    {k: v for k, v in TRANSFORMATIONS.items() if "quantized" not in k and k != "chain"}
-)
+INSIDE = ("quantized(adam)", "chain", "fira_adamw")
+outermost = _rows({k: v for k, v in TRANSFORMATIONS.items() if k not in INSIDE})
 ready_made = _rows(READY_MADE)
 
 

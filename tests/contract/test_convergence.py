@@ -75,6 +75,7 @@ CONVERGING = {
         RATE, weight_decay=0.0, code=go.codes.companded(min_size=16), **GALORE
     ),
     "galore_adafactor": lambda: go.galore_adafactor(RATE, **GALORE),
+    "fira_adamw": lambda: go.fira_adamw(RATE, **GALORE),
 }
 GALORE = {"rank": 2, "update_proj_gap": 10, "scale": 1.0}
 

@@ -34,8 +34,8 @@ class Factory:
         return wrapped(**self.arguments, **more)
 
 
-# A callable that Optax would take for a schedule.
-OWN_STATIC = {go.galore_adamw8bit: ("code",)}
+# A callable that Optax would take for a schedule; a number that bf16 would round.
+OWN_STATIC = {go.galore_adamw8bit: ("code",), go.fira_adamw: ("gamma",)}
 LEARNING = {"learning_rate": LR, "rank": 4}
 FACTORIES = {
     "galore(adam)": Factory(go.galore, {"inner": optax.adam(LR), "rank": 4}),
@@ -45,8 +45,9 @@ FACTORIES = {
         LEARNING | {"code": go.codes.companded(min_size=64)},
     ),
     "galore_adafactor": Factory(go.galore_adafactor, LEARNING),
+    "fira_adamw": Factory(go.fira_adamw, LEARNING),
 }
-DECAYING = ["galore_adamw", "galore_adamw8bit"]
+DECAYING = ["galore_adamw", "galore_adamw8bit", "fira_adamw"]
 
 
 def only_w(tree: Any) -> Any:

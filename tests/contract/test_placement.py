@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import galore_optax as go
 from tests.contract.subjects import LR, READY_MADE, assert_close, ready_made, started
 from tests.helpers import normal_like
 
@@ -55,7 +56,8 @@ def test_a_leaf_at_full_size_keeps_its_axes_in_the_state(
         state = subject.tx.init(weights)
     wanted = {("embedding",): ("x", "y"), ("layers", "norm", "scale"): (None, "x")}
     seen = set()
-    for path, leaf in jax.tree.leaves_with_path(state.inner_state):
+    galore = state if isinstance(state, go.GaLoreState) else state[0]
+    for path, leaf in jax.tree.leaves_with_path(galore.inner_state):
         keys = tuple(key.key for key in path if hasattr(key, "key"))
         if keys in wanted and leaf.shape == pick(weights, keys).shape:
             assert specs(leaf) == wanted[keys]

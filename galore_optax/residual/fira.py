@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fira: the residual in the inner's own proportions."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+
+from galore_optax._types import Scalar
+from galore_optax.residual._base import Residual, Step, limited
+
+Definition = Literal["orthogonal", "scaled"]
+
+_EPS = 1e-8  # of the publication
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fira:
+    gamma: Scalar
+    definition: Definition
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gamma, jax.Array) and not self.gamma > 1:
+            raise ValueError(
+                f"fira(gamma={self.gamma!r}) must be a number above 1, by which a"
+                " residual may grow in a step, such as 1.01, or math.inf."
+            )
+        if self.definition not in get_args(Definition):
+            raise ValueError(
+                f"fira(definition={self.definition!r}) must be one of"
+                f" {', '.join(map(repr, get_args(Definition)))}."
+            )
+
+    def of(self, step: Step, norms: jax.Array) -> tuple[jax.Array, jax.Array]:
+        part = 1.0 if self.definition == "orthogonal" else step.scale
+        rest = step.gradient - part * step.lift(step.coordinates)
+        lengths = step.lengths(step.direction), step.lengths(step.coordinates)
+        scaled = rest * (lengths[0] / (lengths[1] + _EPS))
+        return limited(step, scaled, norms, self.gamma)
+
+
+def fira(*, gamma: Scalar = 1.01, definition: Definition = "orthogonal") -> Residual:
+    r"""Adds what the projection leaves out, each column as long as the inner has it.
+
+    With :math:`R = P^T G` and :math:`N = \mathrm{inner}(R)`, for column i
+
+    .. math:: S_i = \frac{\|N_i\|}{\|R_i\| + 10^{-8}} (G - P R)_i, \quad
+        \|S\| \le \gamma \|S_{before}\|, \quad
+        \Delta W = -lr\,(\mathrm{scale} \cdot P N + S).
+
+    Where S would grow by more than gamma in a step it is shortened, and the norm it has
+    then is remembered: one number a matrix. It needs the whole gradient, an inner that
+    is only the direction (`optax.scale_by_adam()`), with the learning rate around
+    galore, and one side that is not projected. `fira_adamw` is ready-made.
+
+    Args:
+      gamma: the most a residual's norm may grow in a step; `math.inf` for no limit.
+      definition: `"orthogonal"` for G - P R, as published; `"scaled"` for
+        G - scale P R, as the authors' code computes it, which leaves a part of the
+        subspace in.
+
+    Returns:
+      an object for `galore(residual=...)`.
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    Example:
+      >>> import galore_optax, optax
+      >>> tx = optax.chain(
+      ...     galore_optax.galore(
+      ...         optax.scale_by_adam(), rank=4, residual=galore_optax.residual.fira()),
+      ...     optax.scale_by_learning_rate(1e-2))
+
+    Source: Chen et al., Fira, arXiv 2410.01623, equations for the scaling and the
+    norm-growth limiter.
+    """
+    return _Fira(gamma, definition)
