@@ -19,7 +19,7 @@ from jax.tree_util import GetAttrKey
 
 from galore_optax import codes
 from galore_optax._context import within
-from galore_optax._projector.project import zero_coordinates
+from galore_optax._projector.project import turned, zero_coordinates
 from galore_optax._projector.refresh import any_lane
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.moments import Path, Storage, is_coded, name
@@ -249,28 +249,11 @@ class _Leaf(NamedTuple):
     def turned(
         self, of: Callable[[jax.Array], jax.Array], value: jax.Array
     ) -> jax.Array:
-        """`of(P_newᵀ P_old)` times an array in coordinates, on every projected side."""
-        low = self.matrix.coordinate_letters
-        for side, old, new in zip(self.matrix.sides, self.old, self.new, strict=True):
-            letters, shape = (
-                side.project.split(",")[0],
-                self.matrix.projector_shape(side),
-            )
-            rank, pair = letters[-1], f"{self._batch}{letters[-1]}X"
-            bases = [
-                self.matrix.storage.decode(x, shape, value.dtype) for x in (new, old)
-            ]
-            q = _einsum(f"{letters},{letters[:-1]}X->{pair}", *bases)
-            value = _einsum(f"{pair},{low.replace(rank, 'X')}->{low}", of(q), value)
-        return value
+        return turned(self.matrix, self.new, self.old, value, of)
 
     @property
     def _batch(self) -> str:
         return self.matrix.sides[0].project[: len(self.matrix.batch)]
-
-
-def _einsum(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST)
 
 
 def _beside(path: Path) -> Path:
