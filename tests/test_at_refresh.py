@@ -13,8 +13,16 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 import galore_optax as go
+from galore_optax import layerwise
 from tests.helpers import Tilted, normal, normal_like, tilted
 from tests.oracles import Adam
+from tests.test_layerwise import (
+    MODEL,
+    assert_close,
+    batches,
+    parameters,
+    plain_step,
+)
 
 LR, RANK, GAP, STEPS = 0.01, 4, 10, 30
 # Optax' bias correction, 1 - b2ᵗ in f32, is off by 2⁻²⁴ / (1 - b2) in the first step.
@@ -229,6 +237,24 @@ def test_gradients_never_formed_give_the_same(rule: str, method: str) -> None:
             )
         for a, b in zip(*map(jax.tree.leaves, (one[0], other[0])), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_layer_by_layer(count: int) -> None:
+    """One micro-batch, and several that add up coordinates."""
+    # Gradients of 1e-2 are off by roundings of a hundred terms, 1e-8, and updates by
+    # 1e-8 / eps of the rate a step.
+    adam = optax.adam(LR, eps=1e-3)
+    tx = make("rotate", adam, weight_dimension_numbers=None, update_proj_gap=2)
+    step = layerwise.make_step(MODEL, tx)
+    params = whole = parameters()
+    state, whole_state = step.init(params), tx.init(whole)
+    update, plain = jax.jit(step.update), plain_step(MODEL, tx)
+    for number in range(5):
+        data = batches(number, count)
+        params, state, _ = update(params, state, data)
+        whole, whole_state, _ = plain(whole, whole_state, data)
+    assert_close(params, whole, 5 * 1e-5 * LR)
 
 
 def test_lanes_of_a_vmap_move_alone() -> None:
