@@ -283,11 +283,35 @@ def test_a_basis_that_is_no_rotation_is_refused() -> None:
         ("rotate", lambda: optax.adafactor(LR, min_dim_size_to_factor=2), "v_row"),
         ("rotate", lambda: optax.rprop(LR), "step_sizes"),
         ("reset", lambda: optax.adafactor(LR, min_dim_size_to_factor=2), "stack"),
+        (
+            "rotate",
+            lambda: optax.chain(optax.adam(LR), optax.contrib.reduce_on_plateau()),
+            "extra arguments",
+        ),
     ],
 )
 def test_what_cannot_be_moved_is_named(rule: str, inner: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make(rule, inner()).init(PARAMS)
+
+
+def test_decays_that_are_injected_around_galore() -> None:
+    """They reach the update, and not what is asked before it."""
+    factory = go.inject_hyperparams(go.galore_adamw)
+    options = {"rank": RANK, "update_proj_gap": 1, "subspace": Flipping()}
+    options |= {"weight_dimension_numbers": AXES, "moments": RULES["rotate"]}
+    txs = factory(LR, **RATES, **options), go.galore_adamw(LR, **RATES, **options)
+    found = []
+    for tx in txs:
+        state = tx.init(PARAMS)
+        for gradient in GRADIENTS[:2]:
+            updates, state = tx.update(gradient, state, PARAMS)
+        found.append(updates)
+    assert apart(*found) < 1e-5
+    with pytest.raises(ValueError, match="inject"):
+        go.project_gradients(
+            txs[0], GRADIENTS[0], txs[0].init(PARAMS), PARAMS, refresh=True
+        )
 
 
 def test_what_is_no_rule_is_refused() -> None:

@@ -55,6 +55,21 @@ class Transport:
             matrix = self.plan.projected[number]
             for path in paths:
                 self._check(matrix, path, _shape(nodes[path]), storage)
+        if self.rule.turns:
+            self._check_rates(state, storage)
+
+    def _check_rates(self, state: Any, storage: Storage) -> None:
+        def rates(state: Any) -> list[jax.Array]:
+            return list(self._rates(_nodes(state)[0], storage).values())
+
+        try:
+            jax.eval_shape(rates, state)
+        except TypeError as error:
+            raise ValueError(
+                f"moments={self.rule!r} reads the decays off a step of the inner, which"
+                f" failed ({error}). What needs extra arguments goes around galore:"
+                " optax.chain(galore(...), optax.contrib.reduce_on_plateau(...))."
+            ) from error
 
     def _check(
         self, matrix: Matrix, path: Path, shape: tuple[int, ...], storage: Storage
@@ -184,12 +199,22 @@ class Transport:
             else (nodes[path] if _shape(nodes[path]) == _shape(x) else x)
             for path, x in small.items()
         ]
-        update = optax.with_extra_args_support(self.inner).update
-        _, after = update(nothing, treedef.unflatten(start), nothing)
-        left, _ = _nodes(after)
+        left, _ = _nodes(self._after(nothing, treedef.unflatten(start)))
         return {
             path: jnp.ravel(_load(storage, path, left[path]))[0] for path in moments
         }
+
+    def _after(self, nothing: Any, state: Any) -> Any:
+        try:
+            update = optax.with_extra_args_support(self.inner).update
+            return update(nothing, state, nothing)[1]
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                f"moments={self.rule!r} needs the decays of the inner, which are traced"
+                " hyper-parameters of what is around galore, where coordinates are made"
+                " ahead of the update. Inject them inside: galore("
+                "optax.inject_hyperparams(optax.adamw)(lr), moments=...)."
+            ) from error
 
     def _ages(
         self, paths: Sequence[Path], rates: Mapping[Path, Any]
