@@ -50,7 +50,7 @@ class Transport:
           ValueError: it cannot; the array is named.
         """
         nodes, _ = _nodes(state)
-        storage = self._begin(self._zeros()).storage
+        storage = _begin(self.inner, self._zeros()).storage
         for number, paths in self._owned(nodes).items():
             matrix = self.plan.projected[number]
             for path in paths:
@@ -106,7 +106,7 @@ class Transport:
           state: of the inner.
         """
         nodes, treedef = _nodes(state)
-        begin = self._begin(self._zeros())
+        begin = _begin(self.inner, self._zeros())
         owned = self._owned(nodes)
         rates = self._rates(nodes, begin.storage) if self.rule.turns else {}
         for number, paths in owned.items():
@@ -155,18 +155,14 @@ class Transport:
 
     def _zeros(self) -> Any:
         """What `inner.init` was given, in shapes and dtypes."""
-        full = [x.astype(d) for x, d in zip(self._leaves, self.dtypes, strict=True)]
-        for matrix in self.plan.projected:
-            at = matrix.position
-            full[at] = zero_coordinates(matrix, self._leaves[at], self.dtypes[at])
-        return self.plan.flat.rebuild(full, self.plan.is_full)
-
-    @property
-    def _leaves(self) -> list[jax.Array]:
-        return [jnp.zeros_like(x) for x in self.plan.flat.values]
-
-    def _begin(self, params: Any) -> "_Begin":
-        return _begin(self.inner, params)
+        leaves = zip(
+            self.plan.matrices, self.plan.flat.values, self.dtypes, strict=True
+        )
+        zeros = [
+            zero_coordinates(matrix, x, dtype) if matrix else jnp.zeros_like(x, dtype)
+            for matrix, x, dtype in leaves
+        ]
+        return self.plan.flat.rebuild(zeros, self.plan.is_full)
 
     def _owned(self, nodes: Nodes) -> dict[int, list[Path]]:
         """Paths in the state, by the number of the projected leaf they belong to."""
