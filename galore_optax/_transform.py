@@ -24,9 +24,10 @@ from galore_optax._inner.eager import compiled
 from galore_optax._inner.params_use import depends_on_values
 from galore_optax._inner.readings import Readings
 from galore_optax._inner.residuals import (
-    add_residuals,
+    Residuals,
     initial_norms,
     refuse_descent,
+    residuals,
 )
 from galore_optax._inner.run import Frame, read_inner, run_inner
 from galore_optax._inner.transport import Transport
@@ -192,15 +193,17 @@ def _update(
         extra_args,
         readings,
     )
-    lifted, residual = frame.lift(directions, like.values, decay), state.residual
-    if config.residual is not None:
-        lifted, residual = add_residuals(
-            config.residual, frame, coordinates, directions, lifted, residual
+    if config.residual is None:
+        more = Residuals(directions, {}, state.residual)
+    else:
+        more = residuals(
+            config.residual, frame, coordinates, directions, state.residual
         )
-    return _emit(plan, lifted, like), state._replace(
+    lifted = frame.lift(more.directions, like.values, decay)
+    return _emit(plan, more.added(plan, lifted), like), state._replace(
         count=optax.safe_increment(state.count),
         inner_state=inner_state,
-        residual=residual,
+        residual=more.norms,
     )
 
 

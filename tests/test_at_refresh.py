@@ -13,8 +13,16 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 import galore_optax as go
+from galore_optax import layerwise
 from tests.helpers import Tilted, normal, normal_like, tilted
 from tests.oracles import Adam
+from tests.test_layerwise import (
+    MODEL,
+    assert_close,
+    batches,
+    parameters,
+    plain_step,
+)
 
 LR, RANK, GAP, STEPS = 0.01, 4, 10, 30
 # Optax' bias correction, 1 - b2ᵗ in f32, is off by 2⁻²⁴ / (1 - b2) in the first step.
@@ -231,6 +239,24 @@ def test_gradients_never_formed_give_the_same(rule: str, method: str) -> None:
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_layer_by_layer(count: int) -> None:
+    """One micro-batch, and several that add up coordinates."""
+    # Gradients of 1e-2 are off by roundings of a hundred terms, 1e-8, and updates by
+    # 1e-8 / eps of the rate a step.
+    adam = optax.adam(LR, eps=1e-3)
+    tx = make("rotate", adam, weight_dimension_numbers=None, update_proj_gap=2)
+    step = layerwise.make_step(MODEL, tx)
+    params = whole = parameters()
+    state, whole_state = step.init(params), tx.init(whole)
+    update, plain = jax.jit(step.update), plain_step(MODEL, tx)
+    for number in range(5):
+        data = batches(number, count)
+        params, state, _ = update(params, state, data)
+        whole, whole_state, _ = plain(whole, whole_state, data)
+    assert_close(params, whole, 5 * 1e-5 * LR)
+
+
 def test_lanes_of_a_vmap_move_alone() -> None:
     tx, drifts = make("rotate", update_proj_gap=2), GRADIENTS
     states = [tx.init(PARAMS)]
@@ -257,11 +283,35 @@ def test_a_basis_that_is_no_rotation_is_refused() -> None:
         ("rotate", lambda: optax.adafactor(LR, min_dim_size_to_factor=2), "v_row"),
         ("rotate", lambda: optax.rprop(LR), "step_sizes"),
         ("reset", lambda: optax.adafactor(LR, min_dim_size_to_factor=2), "stack"),
+        (
+            "rotate",
+            lambda: optax.chain(optax.adam(LR), optax.contrib.reduce_on_plateau()),
+            "extra arguments",
+        ),
     ],
 )
 def test_what_cannot_be_moved_is_named(rule: str, inner: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make(rule, inner()).init(PARAMS)
+
+
+def test_decays_that_are_injected_around_galore() -> None:
+    """They reach the update, and not what is asked before it."""
+    factory = go.inject_hyperparams(go.galore_adamw)
+    options = {"rank": RANK, "update_proj_gap": 1, "subspace": Flipping()}
+    options |= {"weight_dimension_numbers": AXES, "moments": RULES["rotate"]}
+    txs = factory(LR, **RATES, **options), go.galore_adamw(LR, **RATES, **options)
+    found = []
+    for tx in txs:
+        state = tx.init(PARAMS)
+        for gradient in GRADIENTS[:2]:
+            updates, state = tx.update(gradient, state, PARAMS)
+        found.append(updates)
+    assert apart(*found) < 1e-5
+    with pytest.raises(ValueError, match="inject"):
+        go.project_gradients(
+            txs[0], GRADIENTS[0], txs[0].init(PARAMS), PARAMS, refresh=True
+        )
 
 
 def test_what_is_no_rule_is_refused() -> None:

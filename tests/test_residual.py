@@ -13,9 +13,11 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 import galore_optax as go
+from galore_optax import layerwise
 from galore_optax._asking.held import tree_bytes
 from tests.helpers import Tilted, normal, normal_like, tilted
 from tests.oracles import Fira
+from tests.test_layerwise import MODEL, assert_close, batches, loss_of, parameters
 
 LR, RANK, GAP, STEPS, SCALE, DECAY = 0.01, 4, 10, 30, 0.25, 0.1
 # Optax' bias correction, 1 - b2ᵗ in f32, is off by 2⁻²⁴ / (1 - b2) in the first step.
@@ -155,6 +157,32 @@ def test_coordinates_alone_are_refused(way: str) -> None:
     tx = go.fira_adamw(LR, **OPTIONS)
     with pytest.raises(ValueError, match="whole gradients"):
         WHOLE[way](tx, tx.init(PARAMS))
+
+
+def test_layer_by_layer() -> None:
+    """One micro-batch gives whole gradients, several give coordinates."""
+    # Gradients of 1e-2 are off by roundings of a hundred terms, 1e-8, and updates by
+    # 1e-8 / eps of the rate a step.
+    options = {"rank": RANK, "update_proj_gap": 2, "subspace": Tilted()}
+    tx = go.fira_adamw(LR, eps=1e-3, **options)
+    step = layerwise.make_step(MODEL, tx)
+    params = whole = parameters()
+    state, whole_state = step.init(params), tx.init(whole)
+
+    @jax.jit
+    def plain(params: Any, state: Any, data: Any) -> Any:
+        grads = jax.grad(lambda p: loss_of(MODEL, p, data[0]))(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    update = jax.jit(step.update)
+    for number in range(4):
+        data = batches(number, 1)
+        params, state, _ = update(params, state, data)
+        whole, whole_state = plain(whole, whole_state, data)
+    assert_close(params, whole, 4 * 1e-5 * LR)
+    with pytest.raises(ValueError, match="whole gradients"):
+        step.update(params, state, batches(0, 2))
 
 
 FIRA = go.residual.fira()

@@ -3,17 +3,16 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from galore_optax._inner.run import Frame
-from galore_optax._projector.project import accumulation_dtype, lift
+from galore_optax._projector.project import accumulation_dtype, turned
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.projectors import Projectors
-from galore_optax._xla.sharding import explicit_sharding
 from galore_optax.residual import Residual, Step
 
 
@@ -24,28 +23,42 @@ def initial_norms(plan: Plan, residual: Residual | None) -> Any:
     return plan.arrange(jnp.zeros(shape, jnp.float32) for shape in shapes)
 
 
-def add_residuals(
+class Residuals(NamedTuple):
+    """What is added to the updates of one step."""
+
+    directions: list[jax.Array]  # of the inner, with the part inside the subspace
+    columns: dict[int, jax.Array]  # by position: what gradients are multiplied by
+    norms: Any  # to remember
+
+    def added(self, plan: Plan, lifted: Sequence[jax.Array]) -> list[jax.Array]:
+        """`lifted` with the part that is made of the gradients."""
+        result = list(lifted)
+        for at, columns in self.columns.items():
+            more = plan.flat.values[at].astype(columns.dtype) * columns
+            result[at] = result[at] + more.astype(result[at].dtype)
+        return result
+
+
+def residuals(
     residual: Residual,
     frame: Frame,
     coordinates: Sequence[jax.Array],
     directions: Sequence[jax.Array],
-    lifted: Sequence[jax.Array],
     norms: Any,
-) -> tuple[list[jax.Array], Any]:
-    """`lifted` with what `residual` adds, and the new norms.
+) -> Residuals:
+    """What `residual` adds.
 
     Args:
-      residual: what is added.
+      residual: the rule.
       frame: whose plan holds the gradients.
       coordinates: of the gradients, one a leaf.
       directions: of the inner, likewise.
-      lifted: updates at full size.
       norms: those that `residual` remembers.
 
     Raises:
       ValueError: the state was made without a residual.
     """
-    result, remembered = list(lifted), []
+    result, columns, remembered = list(directions), {}, []
     for (matrix, projectors), norm in zip(
         frame.pairs(), _read(frame.plan, norms), strict=True
     ):
@@ -53,9 +66,12 @@ def add_residuals(
         gradient = frame.plan.flat.values[at]
         step = _step(matrix, projectors, gradient, coordinates[at], directions[at])
         added, norm = residual.of(step, norm)
-        result[at] = result[at] + added.astype(result[at].dtype)
+        # One product lifts both; what is inside is not to be scaled.
+        inside = added.coordinates / jnp.asarray(matrix.scale, step.direction.dtype)
+        result[at] = (step.direction + inside).astype(directions[at].dtype)
+        columns[at] = added.columns
         remembered.append(norm)
-    return result, frame.plan.arrange(remembered)
+    return Residuals(result, columns, frame.plan.arrange(remembered))
 
 
 def _read(plan: Plan, norms: Any) -> list[jax.Array]:
@@ -78,20 +94,15 @@ def _step(
 ) -> Step:
     dtype = accumulation_dtype(gradient, coordinates)
     (side,) = matrix.sides
-    single = [
-        1 if axis in side.axes else size for axis, size in enumerate(matrix.shape)
-    ]
-    lifted = functools.partial(lift, matrix, projectors)
-    sharding = explicit_sharding(gradient)
     return Step(
         gradient.astype(dtype),
         coordinates.astype(dtype),
         direction.astype(dtype),
         matrix.scale,
-        lambda x: lifted(x, sharding).astype(dtype),
+        functools.partial(turned, matrix, projectors, projectors),
+        side.axes,
+        side.others,
         matrix.coordinate_letters.index(side.project.split(",")[0][-1]),
-        tuple(single),
-        tuple(sorted((*matrix.rows, *matrix.cols))),
     )
 
 

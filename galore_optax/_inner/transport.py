@@ -19,7 +19,7 @@ from jax.tree_util import GetAttrKey
 
 from galore_optax import codes
 from galore_optax._context import within
-from galore_optax._projector.project import zero_coordinates
+from galore_optax._projector.project import turned, zero_coordinates
 from galore_optax._projector.refresh import any_lane
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.moments import Path, Storage, is_coded, name
@@ -50,11 +50,26 @@ class Transport:
           ValueError: it cannot; the array is named.
         """
         nodes, _ = _nodes(state)
-        storage = self._begin(self._zeros()).storage
+        storage = _begin(self.inner, self._zeros()).storage
         for number, paths in self._owned(nodes).items():
             matrix = self.plan.projected[number]
             for path in paths:
                 self._check(matrix, path, _shape(nodes[path]), storage)
+        if self.rule.turns:
+            self._check_rates(state, storage)
+
+    def _check_rates(self, state: Any, storage: Storage) -> None:
+        def rates(state: Any) -> list[jax.Array]:
+            return list(self._rates(_nodes(state)[0], storage).values())
+
+        try:
+            jax.eval_shape(rates, state)
+        except TypeError as error:
+            raise ValueError(
+                f"moments={self.rule!r} reads the decays off a step of the inner, which"
+                f" failed ({error}). What needs extra arguments goes around galore:"
+                " optax.chain(galore(...), optax.contrib.reduce_on_plateau(...))."
+            ) from error
 
     def _check(
         self, matrix: Matrix, path: Path, shape: tuple[int, ...], storage: Storage
@@ -91,7 +106,7 @@ class Transport:
           state: of the inner.
         """
         nodes, treedef = _nodes(state)
-        begin = self._begin(self._zeros())
+        begin = _begin(self.inner, self._zeros())
         owned = self._owned(nodes)
         rates = self._rates(nodes, begin.storage) if self.rule.turns else {}
         for number, paths in owned.items():
@@ -140,18 +155,14 @@ class Transport:
 
     def _zeros(self) -> Any:
         """What `inner.init` was given, in shapes and dtypes."""
-        full = [x.astype(d) for x, d in zip(self._leaves, self.dtypes, strict=True)]
-        for matrix in self.plan.projected:
-            at = matrix.position
-            full[at] = zero_coordinates(matrix, self._leaves[at], self.dtypes[at])
-        return self.plan.flat.rebuild(full, self.plan.is_full)
-
-    @property
-    def _leaves(self) -> list[jax.Array]:
-        return [jnp.zeros_like(x) for x in self.plan.flat.values]
-
-    def _begin(self, params: Any) -> "_Begin":
-        return _begin(self.inner, params)
+        leaves = zip(
+            self.plan.matrices, self.plan.flat.values, self.dtypes, strict=True
+        )
+        zeros = [
+            zero_coordinates(matrix, x, dtype) if matrix else jnp.zeros_like(x, dtype)
+            for matrix, x, dtype in leaves
+        ]
+        return self.plan.flat.rebuild(zeros, self.plan.is_full)
 
     def _owned(self, nodes: Nodes) -> dict[int, list[Path]]:
         """Paths in the state, by the number of the projected leaf they belong to."""
@@ -184,12 +195,22 @@ class Transport:
             else (nodes[path] if _shape(nodes[path]) == _shape(x) else x)
             for path, x in small.items()
         ]
-        update = optax.with_extra_args_support(self.inner).update
-        _, after = update(nothing, treedef.unflatten(start), nothing)
-        left, _ = _nodes(after)
+        left, _ = _nodes(self._after(nothing, treedef.unflatten(start)))
         return {
             path: jnp.ravel(_load(storage, path, left[path]))[0] for path in moments
         }
+
+    def _after(self, nothing: Any, state: Any) -> Any:
+        try:
+            update = optax.with_extra_args_support(self.inner).update
+            return update(nothing, state, nothing)[1]
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                f"moments={self.rule!r} needs the decays of the inner, which are traced"
+                " hyper-parameters of what is around galore, where coordinates are made"
+                " ahead of the update. Inject them inside: galore("
+                "optax.inject_hyperparams(optax.adamw)(lr), moments=...)."
+            ) from error
 
     def _ages(
         self, paths: Sequence[Path], rates: Mapping[Path, Any]
@@ -249,28 +270,11 @@ class _Leaf(NamedTuple):
     def turned(
         self, of: Callable[[jax.Array], jax.Array], value: jax.Array
     ) -> jax.Array:
-        """`of(P_newᵀ P_old)` times an array in coordinates, on every projected side."""
-        low = self.matrix.coordinate_letters
-        for side, old, new in zip(self.matrix.sides, self.old, self.new, strict=True):
-            letters, shape = (
-                side.project.split(",")[0],
-                self.matrix.projector_shape(side),
-            )
-            rank, pair = letters[-1], f"{self._batch}{letters[-1]}X"
-            bases = [
-                self.matrix.storage.decode(x, shape, value.dtype) for x in (new, old)
-            ]
-            q = _einsum(f"{letters},{letters[:-1]}X->{pair}", *bases)
-            value = _einsum(f"{pair},{low.replace(rank, 'X')}->{low}", of(q), value)
-        return value
+        return turned(self.matrix, self.new, self.old, value, of)
 
     @property
     def _batch(self) -> str:
         return self.matrix.sides[0].project[: len(self.matrix.batch)]
-
-
-def _einsum(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST)
 
 
 def _beside(path: Path) -> Path:

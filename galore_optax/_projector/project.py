@@ -6,11 +6,12 @@ With `proj_type="full"` there are two projectors, and `R = P₁ᵀ G P₂`.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import NamedSharding
 
 from galore_optax._context import current
@@ -141,6 +142,28 @@ def _contract(
         out_sharding=wanted if explicit else None,
     )
     return product if explicit else place(product, wanted)
+
+
+def turned(
+    matrix: Matrix,
+    new: Sequence[Projector],
+    old: Sequence[Projector],
+    value: jax.Array,
+    of: Callable[[jax.Array], jax.Array] = lambda q: q,
+) -> jax.Array:
+    """`of(P_newᵀ P_old)` times an array in coordinates, on every projected side."""
+    low = matrix.coordinate_letters
+    for side, *pair in zip(matrix.sides, new, old, strict=True):
+        letters, shape = side.project.split(",")[0], matrix.projector_shape(side)
+        rank, square = letters[-1], f"{letters[: len(matrix.batch)]}{letters[-1]}X"
+        bases = [matrix.storage.decode(x, shape, value.dtype) for x in pair]
+        q = _exactly(f"{letters},{letters[:-1]}X->{square}", *bases)
+        value = _exactly(f"{square},{low.replace(rank, 'X')}->{low}", of(q), value)
+    return value
+
+
+def _exactly(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST)
 
 
 def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:

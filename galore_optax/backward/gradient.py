@@ -77,7 +77,7 @@ def value_and_projected_grad(
         of params is not one of real or complex numbers.
       ValueError: `refresh_shares` is below 1; when called: `state` belongs to another
         tree; what comes before `galore` in `tx` is not linear, such as clipping, and
-        would see coordinates.
+        would see coordinates; `galore` has a residual, which needs whole gradients.
 
     Example:
       >>> import galore_optax, jax, jax.numpy as jnp, optax

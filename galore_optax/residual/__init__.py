@@ -5,6 +5,7 @@ Each function returns a small frozen object that follows `Residual`; anything el
 does so can be passed to `galore(residual=...)`. Each needs the whole gradient.
 """
 
+from galore_optax.residual._base import Added as Added
 from galore_optax.residual._base import Residual as Residual
 from galore_optax.residual._base import Step as Step
 from galore_optax.residual.fira import fira as fira

@@ -3,12 +3,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from galore_optax._types import Scalar
+
+
+class Added(NamedTuple):
+    """`G diag(columns) + P coordinates`, lifted by the product of the update itself."""
+
+    columns: jax.Array  # of the leaf's axes, 1 for projected ones
+    coordinates: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,23 +29,49 @@ class Step:
     coordinates: jax.Array  # R
     direction: jax.Array  # N, before the learning rate
     scale: Any  # that P N is multiplied by
-    lift: Callable[[jax.Array], jax.Array]  # R -> P R
-    rank_axis: int  # of coordinates
-    column_shape: tuple[int, ...]  # the leaf's, with 1 for the projected axes
-    matrix_axes: tuple[int, ...]  # of the leaf, all that are no batch axes
+    gram: Callable[[jax.Array], jax.Array]  # R -> Pᵀ P R
+    projected: tuple[int, ...]  # axes of the leaf
+    others: tuple[int, ...]  # axes of the other side
+    rank_axis: int  # of coordinates, which have it in place of the projected axes
 
     def lengths(self, coordinates: jax.Array) -> jax.Array:
-        """The length of each column, in the leaf's axes."""
-        square = jnp.sum(coordinates**2, axis=self.rank_axis)
-        return jnp.sqrt(square).reshape(self.column_shape)
+        """The length of each column, in the axes of `Added.columns`."""
+        return jnp.sqrt(self._products(coordinates, coordinates))
 
-    def norms(self, full: jax.Array) -> jax.Array:
-        """The Frobenius norm of each matrix, in the leaf's batch axes."""
-        return jnp.sqrt(jnp.sum(full**2, axis=self.matrix_axes))
+    def over_rank(self, columns: jax.Array) -> jax.Array:
+        """Columns, as they multiply coordinates."""
+        sizes = [
+            x for axis, x in enumerate(columns.shape) if axis not in self.projected
+        ]
+        return columns.reshape(*sizes[: self.rank_axis], 1, *sizes[self.rank_axis :])
 
-    def times(self, factors: jax.Array, full: jax.Array) -> jax.Array:
-        """Each matrix times a factor of its own."""
-        return jnp.expand_dims(factors, self.matrix_axes) * full
+    def norms(self, added: Added) -> jax.Array:
+        """The Frobenius norm of each matrix of `added`, in the leaf's batch axes.
+
+        By `|G a + P C|² = |G|² a² + 2 a R·C + C·PᵀP C`, column by column.
+        """
+        columns, low = added
+        square = columns**2 * jnp.sum(self.gradient**2, self.projected, keepdims=True)
+        square += 2 * columns * self._products(self.coordinates, low)
+        square += self._products(low, self.gram(low))
+        total = jnp.sum(square, axis=(*self.projected, *self.others))
+        return jnp.sqrt(jnp.maximum(total, 0))  # a difference of rounded sums
+
+    def times(self, factors: jax.Array, added: Added) -> Added:
+        """Each matrix of `added` times a factor of its own."""
+        columns = jnp.expand_dims(factors, (*self.projected, *self.others))
+        return Added(
+            added.columns * columns, added.coordinates * self.over_rank(columns)
+        )
+
+    def _products(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Of column with column."""
+        found = jnp.sum(a * b, axis=self.rank_axis)
+        shape = [
+            1 if axis in self.projected else size
+            for axis, size in enumerate(self.gradient.shape)
+        ]
+        return found.reshape(shape)
 
 
 @runtime_checkable
@@ -49,7 +82,7 @@ class Residual(Protocol):
     frozen dataclass is not.
     """
 
-    def of(self, step: Step, norms: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of(self, step: Step, norms: jax.Array) -> tuple[Added, jax.Array]:
         """What is added, and what is remembered.
 
         Args:
@@ -57,21 +90,21 @@ class Residual(Protocol):
           norms: (batch axes), f32: what was remembered, zeros at first.
 
         Returns:
-          an array like the gradient, along the gradient: the learning rate that comes
-          later turns it round; and the new norms.
+          what is added, along the gradient: the learning rate that comes later turns it
+          round; and the new norms.
         """
         ...
 
 
 def limited(
-    step: Step, full: jax.Array, norms: jax.Array, gamma: Scalar
-) -> tuple[jax.Array, jax.Array]:
-    """`full`, in norm at most gamma times what it was, and the norms it has then.
+    step: Step, added: Added, norms: jax.Array, gamma: Scalar
+) -> tuple[Added, jax.Array]:
+    """`added`, in norm at most gamma times what it was, and the norms it has then.
 
     A norm of zero stands for none, or a gradient of zero would end it for good.
     """
-    found = step.norms(full)
+    found = step.norms(added)
     most = jnp.asarray(gamma, found.dtype) * norms.astype(found.dtype)
     grows = (norms > 0) & (found > most)
     factor = jnp.where(grows, most / jnp.where(grows, found, 1), 1)
-    return step.times(factor, full), (factor * found).astype(norms.dtype)
+    return step.times(factor, added), (factor * found).astype(norms.dtype)

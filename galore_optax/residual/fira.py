@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import jax
 
 from galore_optax._types import Scalar
-from galore_optax.residual._base import Residual, Step, limited
+from galore_optax.residual._base import Added, Residual, Step, limited
 
 Definition = Literal["orthogonal", "scaled"]
 
@@ -31,12 +31,12 @@ class _Fira:
                 f" {', '.join(map(repr, get_args(Definition)))}."
             )
 
-    def of(self, step: Step, norms: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of(self, step: Step, norms: jax.Array) -> tuple[Added, jax.Array]:
         part = 1.0 if self.definition == "orthogonal" else step.scale
-        rest = step.gradient - part * step.lift(step.coordinates)
-        lengths = step.lengths(step.direction), step.lengths(step.coordinates)
-        scaled = rest * (lengths[0] / (lengths[1] + _EPS))
-        return limited(step, scaled, norms, self.gamma)
+        length = step.lengths(step.coordinates) + _EPS
+        columns = step.lengths(step.direction) / length
+        inside = -part * step.over_rank(columns) * step.coordinates
+        return limited(step, Added(columns, inside), norms, self.gamma)
 
 
 def fira(*, gamma: Scalar = 1.01, definition: Definition = "orthogonal") -> Residual:
