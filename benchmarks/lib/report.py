@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks.memory.tables
+import benchmarks.speed.gpu_tables
 import benchmarks.speed.tables
 import benchmarks.training.tables
 import benchmarks.why.tables  # noqa: F401  # each registers its tables

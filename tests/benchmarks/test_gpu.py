@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.lib import records, shapes, subjects
 from benchmarks.lib.shapes import Shapes
-from benchmarks.speed import gpu, gpu_steps, tables
+from benchmarks.speed import gpu, gpu_steps, gpu_tables
 from benchmarks.speed.bases import METHODS
 from benchmarks.speed.gpu import Card, Row
 from benchmarks.speed.gpu_steps import TorchStep
@@ -167,13 +167,13 @@ def test_an_unknown_card_has_no_share_of_its_peak() -> None:
     row = {"model": "60m", "method": subjects.WIDE, "tokens": 1024, "peak_bytes": 5e8}
     row |= {"tokens_per_second": 1e3, "flop_utilisation": None, "never": False}
     row |= {"steady_seconds": 0.02, "refresh_seconds": 1e-4}
-    found = tables.gpu_training({"training": {"a": row}})
+    found = gpu_tables.gpu_training({"training": {"a": row}})
     cells = (
         "60M, 1,024 tokens a step | `optax.adamw` | f32 | 1,000 | 20 |  |  | 0.50 GB"
     )
     assert found.splitlines()[2:] == [f"| {cells} |"]
     row["flop_utilisation"] = 0.25
-    found = tables.gpu_training({"training": {"a": row}})
+    found = gpu_tables.gpu_training({"training": {"a": row}})
     assert "| 25.0 % |" in found
 
 
@@ -183,7 +183,7 @@ def test_a_refresh_of_the_model_is_the_sum_over_its_matrices() -> None:
 
     probes = {"a": row("power", 4096, 0.002), "b": row("power", 11008, 0.005)}
     probes["c"] = row("svd", 4096, 1.0)
-    found = tables.gpu_refresh({"probes": probes})
+    found = gpu_tables.gpu_refresh({"probes": probes})
     # 128 x 2 ms + 96 x 5 ms; svd lacks a shape.
     assert found.splitlines()[2:] == [
         "| power | 2.00 | 5.00 | 0.7 |",
