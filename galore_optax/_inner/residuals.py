@@ -13,6 +13,12 @@ from galore_optax._inner.run import Frame
 from galore_optax._projector.project import accumulation_dtype, turned
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.projectors import Projectors
+from galore_optax._xla.sharding import (
+    explicit_sharding,
+    letter_sharding,
+    lying_like,
+    place,
+)
 from galore_optax.residual import Residual, Step
 
 
@@ -68,7 +74,8 @@ def residuals(
         added, norm = residual.of(step, norm)
         # One product lifts both; what is inside is not to be scaled.
         inside = added.coordinates / jnp.asarray(matrix.scale, step.direction.dtype)
-        result[at] = (step.direction + inside).astype(directions[at].dtype)
+        whole = (step.direction + inside).astype(directions[at].dtype)
+        result[at] = lying_like(whole, directions[at])
         columns[at] = added.columns
         remembered.append(norm)
     return Residuals(result, columns, frame.plan.arrange(remembered))
@@ -94,10 +101,12 @@ def _step(
 ) -> Step:
     dtype = accumulation_dtype(gradient, coordinates)
     (side,) = matrix.sides
+    # Coordinates are split over more devices than columns of the gradient.
+    beside = letter_sharding(explicit_sharding(gradient), matrix.coordinate_letters)
     return Step(
         gradient.astype(dtype),
-        coordinates.astype(dtype),
-        direction.astype(dtype),
+        place(coordinates, beside).astype(dtype),
+        place(direction, beside).astype(dtype),
         matrix.scale,
         functools.partial(turned, matrix, projectors, projectors),
         side.axes,

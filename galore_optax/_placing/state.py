@@ -172,11 +172,11 @@ class _Places:
     def _of_galore(self, plan: Plan, state: GaLoreState) -> GaLoreState:
         by_path = dict(zip(plan.flat.paths, plan.matrices, strict=True))
         inside = dataclasses.replace(self, matrices=by_path)
-        counters = (state.count, state.key, state.refresh)
-        count, key, refresh = jax.tree.map(lambda _: self._whole, counters)
+        small = (state.count, state.key, state.refresh, state.residual)
+        count, key, refresh, norms = jax.tree.map(lambda _: self._whole, small)
         projectors = plan.arrange(map(self._projectors, plan.projected))
         inner = inside.of(state.inner_state)
-        return GaLoreState(count, key, projectors, refresh, inner)
+        return GaLoreState(count, key, projectors, refresh, inner, norms)
 
     def _projectors(self, matrix: Matrix) -> Any:
         leaf = self.given.leaves[matrix.path]

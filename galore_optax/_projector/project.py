@@ -21,6 +21,7 @@ from galore_optax._selection.matrices import Matrix, Side
 from galore_optax._storage.projectors import Floating, Projector, Storage
 from galore_optax._xla.order import after, rank_first
 from galore_optax._xla.sharding import (
+    everywhere,
     is_explicit,
     leaf_sharding,
     letter_sharding,
@@ -156,7 +157,8 @@ def turned(
     for side, *pair in zip(matrix.sides, new, old, strict=True):
         letters, shape = side.project.split(",")[0], matrix.projector_shape(side)
         rank, square = letters[-1], f"{letters[: len(matrix.batch)]}{letters[-1]}X"
-        bases = [matrix.storage.decode(x, shape, value.dtype) for x in pair]
+        whole = map(everywhere, pair)
+        bases = [matrix.storage.decode(x, shape, value.dtype) for x in whole]
         q = _exactly(f"{letters},{letters[:-1]}X->{square}", *bases)
         value = _exactly(f"{square},{low.replace(rank, 'X')}->{low}", of(q), value)
     return value
