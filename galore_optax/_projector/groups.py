@@ -141,7 +141,9 @@ class Group:
         matrix, gradient = self.leaves[0].matrix, self.leaves[0].gradient
         entries = matrix.size(matrix.rows) * matrix.size(matrix.cols)
         size = gradient.dtype.itemsize * entries
-        return min(sum(self.counts), _AT_ONCE, max(1, _AT_ONCE_BYTES // size))
+        # Half of them, or copies of a small model's would be a share of its step.
+        most = min(sum(self.counts) // 2, _AT_ONCE, _AT_ONCE_BYTES // size)
+        return max(1, most)
 
     def views(self, entries: jax.Array) -> list[jax.Array]:
         """The gradients of some matrices, by side: (matrices, projected, other)."""
