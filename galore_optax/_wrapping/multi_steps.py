@@ -60,9 +60,7 @@ class MultiSteps(optax.MultiSteps):
         **extra_args: Any,
     ) -> tuple[Any, Any]:
         """As `optax.MultiSteps.update`; only the last micro-step may refresh."""
-        if refresh is not False:
-            last = self._is_last(state)
-            refresh = last if refresh is None else jnp.logical_and(last, refresh)
+        refresh = _only(self._is_last(state), refresh)
         return super().update(updates, state, params, refresh=refresh, **extra_args)
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
@@ -112,8 +110,8 @@ class ProjectedMultiSteps:
         **kwargs: Any,
     ) -> None:
         self._opt = opt
-        self._multi = optax.MultiSteps(opt, every_k_schedule, **kwargs)
         self._around = lambda tx: optax.MultiSteps(tx, every_k_schedule, **kwargs)
+        self._multi = self._around(opt)
 
     def init(self, params: Any) -> optax.MultiStepsState:
         """Of `opt`, beside zeros of the coordinates' shapes."""
@@ -139,9 +137,7 @@ class ProjectedMultiSteps:
     ) -> tuple[Any, optax.MultiStepsState]:
         """As `optax.MultiSteps.update`; the first micro-step alone may refresh."""
         if not projected:
-            if refresh is not False:
-                first = state.mini_step == 0
-                refresh = first if refresh is None else jnp.logical_and(first, refresh)
+            refresh = _only(state.mini_step == 0, refresh)
             updates, inner = project_gradients(
                 self._opt, updates, state.inner_opt_state, params, refresh=refresh
             )
@@ -150,3 +146,10 @@ class ProjectedMultiSteps:
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
         return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+
+def _only(now: Any, refresh: When) -> When:
+    """`refresh`, and nothing but where it is the micro-step for it."""
+    if refresh is False:
+        return False
+    return now if refresh is None else jnp.logical_and(now, refresh)
