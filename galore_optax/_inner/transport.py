@@ -20,7 +20,8 @@ from jax.tree_util import GetAttrKey
 from galore_optax import codes
 from galore_optax._context import within
 from galore_optax._projector.project import turned, zero_coordinates
-from galore_optax._projector.refresh import any_lane
+from galore_optax._projector.refresh import any_lane, by_leaf
+from galore_optax._selection.leaves import by_end
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.moments import Path, Storage, is_coded, name
 from galore_optax._storage.projectors import Projectors
@@ -94,7 +95,7 @@ class Transport:
         self,
         old: Sequence[Projectors],
         new: Sequence[Projectors],
-        accepted: Sequence[jax.Array],
+        accepted: jax.Array,
         state: Any,
     ) -> Any:
         """`state`, its moments moved where a matrix took a new basis.
@@ -102,10 +103,11 @@ class Transport:
         Args:
           old: projectors, by leaf.
           new: likewise.
-          accepted: bools in the batch axes of each leaf.
+          accepted: (matrices,), bools.
           state: of the inner.
         """
         nodes, treedef = _nodes(state)
+        taken = by_leaf(self.plan, accepted, self.count)
         begin = _begin(self.inner, self._zeros())
         owned = self._owned(nodes)
         rates = self._rates(nodes, begin.storage) if self.rule.turns else {}
@@ -114,7 +116,7 @@ class Transport:
                 self.plan.projected[number],
                 old[number],
                 new[number],
-                accepted[number],
+                taken[number],
                 self._ages(paths, rates),
             )
             found = self._moved(leaf, begin, {path: nodes[path] for path in paths})
@@ -170,8 +172,7 @@ class Transport:
         owners = dict(jax.tree_util.tree_flatten_with_path(numbers)[0])
         found: dict[int, list[Path]] = {}
         for path, node in nodes.items():
-            ends = [path[start:] for start in range(len(path) + 1)]
-            owner = next((owners[end] for end in ends if end in owners), None)
+            owner = by_end(owners, path)
             if owner is not None and _size(node) > 1:
                 found.setdefault(owner, []).append(path)
         return found

@@ -14,7 +14,7 @@ from galore_optax._asking.held import Keys, array_bytes, unboxed
 from galore_optax._asking.record import galore_states, heard, is_state
 from galore_optax._placing import rules
 from galore_optax._placing.given import Given, given
-from galore_optax._selection.leaves import is_box
+from galore_optax._selection.leaves import by_end, is_box
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._state import GaLoreState, as_node
 from galore_optax._storage.moments import is_coded
@@ -186,10 +186,7 @@ class _Places:
     def _moment(self, keys: Keys, array: Any) -> NamedSharding:
         """Like its leaf, or the coordinates of it, or whole on every device."""
         place, shape = unboxed(keys), tuple(array.shape)
-        ends = (place[start:] for start in range(len(place) + 1))
-        path, leaf = next(
-            (self.owners[x] for x in ends if x in self.owners), ("", None)
-        )
+        path, leaf = by_end(self.owners, place) or ("", None)
         matrix = self.matrices.get(path)
         if leaf is not None and matrix and shape == matrix.coordinate_shape:
             return rules.coordinates(matrix, self.given.leaves[path], self.spread)

@@ -24,9 +24,9 @@ from galore_optax.subspace import Subspace
 
 When: TypeAlias = bool | jax.Array | None
 _Renewed: TypeAlias = tuple[list[Projectors], "Refresh", Any]
-# (old projectors, new ones, accepted by leaf, moments) -> moments in the new bases
+# (old projectors, new ones, accepted, moments) -> moments in the new bases
 Move: TypeAlias = Callable[
-    [Sequence[Projectors], Sequence[Projectors], Sequence[jax.Array], Any], Any
+    [Sequence[Projectors], Sequence[Projectors], jax.Array, Any], Any
 ]
 
 
@@ -202,7 +202,7 @@ def _renew(plan: Plan, how: _How, inputs: _Inputs, old: _Renewed) -> _Renewed:
     run = Run(how.method, key, count, how.align_signs)
     found, accepted = renew_leaves(leaves, turn, run, together=how.together)
     found = lying_like(found, projectors)
-    moments = how.move(projectors, found, by_leaf(plan, accepted, count), moments)
+    moments = how.move(projectors, found, accepted, moments)
     return found, counted(plan, (last, refused), owed, accepted, count), moments
 
 

@@ -9,13 +9,15 @@ unchanged shape and dropped around the others.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import optax
 from jax.tree_util import GetAttrKey
+
+_Entry = TypeVar("_Entry")
 
 _VALUE = GetAttrKey("value")
 
@@ -54,6 +56,14 @@ def _children(node: Any) -> list[tuple[tuple[Any, ...], Any]]:
 def _wraps(node: Any) -> bool:
     """Whether `node` has one child only, in an attribute named `value`."""
     return [path for path, _ in _children(node)] == [(_VALUE,)]
+
+
+def by_end(
+    known: Mapping[tuple[Any, ...], _Entry], keys: tuple[Any, ...]
+) -> _Entry | None:
+    """The entry whose keys are the end of `keys`, as a parameter's are in a state."""
+    ends = (keys[start:] for start in range(len(keys) + 1))
+    return next((known[end] for end in ends if end in known), None)
 
 
 def is_box(node: Any) -> bool:

@@ -18,7 +18,7 @@ from jax.extend import core
 
 from galore_optax._context import current
 from galore_optax._placing import rules
-from galore_optax._selection.leaves import Placeholder, is_box
+from galore_optax._selection.leaves import Placeholder, by_end, is_box
 from galore_optax._storage.fill import fills
 from galore_optax._xla.sharding import leaf_sharding, place
 from galore_optax.codes import Code, Quantized
@@ -308,8 +308,7 @@ def _flatten(
 
 def _like(nodes: dict[Path, Any], path: Path, shape: tuple[int, ...]) -> Any:
     """The node of this shape whose path is the end of `path`, as a parameter's is."""
-    ends = (path[start:] for start in range(len(path) + 1))
-    node = next((nodes[end] for end in ends if end in nodes), None)
+    node = by_end(nodes, path)
     return None if node is None or jnp.shape(_content(node)) != shape else node
 
 

@@ -23,7 +23,6 @@ from galore_optax._projector.groups import groups_of, leaves_of
 from galore_optax._projector.refresh import (
     Move,
     When,
-    by_leaf,
     counted,
     joined,
     owed_now,
@@ -117,15 +116,11 @@ class _Part(NamedTuple):
         results = [next(found) for _ in self.searches]
         groups = [search.group for search in self.searches]
         projectors, accepted = gathered(groups, results)
-        projectors = lying_like(projectors, _state.read(plan, old))
+        before = _state.read(plan, old)
+        projectors = lying_like(projectors, before)
         refresh = counted(plan, self.counters, self.owed, accepted, old.count)
         nodes = plan.arrange(map(_state.as_node, projectors))
-        moved = self.move(
-            _state.read(plan, old),
-            projectors,
-            by_leaf(plan, accepted, old.count),
-            old.inner_state,
-        )
+        moved = self.move(before, projectors, accepted, old.inner_state)
         return old._replace(projector=nodes, refresh=refresh, inner_state=moved)
 
 
