@@ -185,7 +185,8 @@ def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:
 
 def zero_coordinates(matrix: Matrix, leaf: Any, dtype: jnp.dtype) -> jax.Array:
     """Zeros shaped and sharded as `project` would shape and shard this leaf."""
-    zeros, sharding = jnp.zeros(matrix.coordinate_shape, dtype), _lies(matrix, leaf)
+    zeros = lax.full(matrix.coordinate_shape, 0, dtype)
+    sharding = _lies(matrix, leaf)
     if sharding is None or not _is_kept(sharding):
         return place(zeros, letter_sharding(sharding, matrix.coordinate_letters))
     return place(zeros, rules.coordinates(matrix, sharding, spread()))

@@ -50,7 +50,13 @@ def initial_refresh(plan: Plan) -> Refresh:
 
 def joined(plan: Plan, counters: Any) -> jax.Array:
     """(matrices,): counters of each leaf, leaf by leaf and row-major in each."""
-    return jnp.concatenate([jnp.ravel(x) for x in plan.read(counters)])
+    return _joined(plan.read(counters))
+
+
+# Compiled by itself so that what is asked for several times is traced once.
+@functools.partial(jax.jit, inline=True)
+def _joined(counters: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate([x.reshape(-1) for x in counters])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,20 +77,22 @@ def renew_leaves(
     Returns:
       projectors, and a bool a matrix.
     """
-    one_by_one = functools.partial(_renew_all, leaves, turn, run, False)
-    several = functools.partial(_renew_all, leaves, turn, run, True)
-    if together and any(group.at_once > 1 for group in groups_of(leaves, True)):
-        return lax.platform_dependent(cpu=one_by_one, default=several)
-    return one_by_one()
+    joined, apart = groups_of(leaves, False), groups_of(leaves, True)
+    sizes = [group.at_once if together else 1 for group in apart]
+    if [x.positions for x in joined] == [x.positions for x in apart]:
+        return _renew_all(joined, turn, run, sizes)
+    return lax.platform_dependent(
+        cpu=functools.partial(_renew_all, joined, turn, run, [1] * len(joined)),
+        default=functools.partial(_renew_all, apart, turn, run, sizes),
+    )
 
 
-def _renew_all(leaves: Sequence[Leaf], turn: Turn, run: Run, several: bool) -> Found:
-    groups = groups_of(leaves, several)
+def _renew_all(
+    groups: Sequence[Group], turn: Turn, run: Run, sizes: Sequence[int]
+) -> Found:
     results = [
-        _renew_group(
-            group, turn.at(group.entries), run, group.at_once if several else 1
-        )
-        for group in groups
+        _renew_group(group, turn.at(group.entries), run, size)
+        for group, size in zip(groups, sizes, strict=True)
     ]
     return gathered(groups, results)
 
@@ -138,7 +140,25 @@ def _chunks(count: int, size: int) -> _Chunks:
 
 
 def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
-    """Loops over the matrices of a group that are due in any lane, `size` a turn."""
+    """Renews the matrices of a group that are due in any lane, `size` a turn, or 1."""
+    stacks = [leaf.stacks for leaf in group.leaves]
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
+    # No constants: inside `shard_map` a carry varies over devices from the start.
+    none = turn.owed & False
+    start = _Loop(jnp.min(none.astype(jnp.int32)) - 1, joined, none)
+    loop = functools.partial(_loop, group, turn, run)
+    if size == 1:
+        end = loop(1, start)
+    else:
+        several = functools.partial(loop, size)
+        end = lax.platform_dependent(
+            start, cpu=functools.partial(loop, 1), default=several
+        )
+    return split(group.leaves, end.stacks, run.step), end.accepted
+
+
+def _loop(group: Group, turn: Turn, run: Run, size: int, start: _Loop) -> _Loop:
+    """A turn for every `size` matrices of which one is due."""
     chunks = _chunks(sum(group.counts), size)
     due = chunks.due(turn.lanes)
     storage = group.leaves[0].matrix.storage
@@ -165,13 +185,7 @@ def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
         taken = put(state.accepted, accept | now(state.accepted))
         return _Loop(chunk, jax.tree.map(put, state.stacks, kept), taken)
 
-    stacks = [leaf.stacks for leaf in group.leaves]
-    joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
-    # No constants: inside `shard_map` a carry varies over devices from the start.
-    none = turn.owed & False
-    start = _Loop(jnp.min(none.astype(jnp.int32)) - 1, joined, none)
-    end = lax.fori_loop(0, jnp.sum(due), body, start)
-    return split(group.leaves, end.stacks, run.step), end.accepted
+    return lax.fori_loop(0, jnp.sum(due), body, start)
 
 
 def _next(due: jax.Array, last: jax.Array) -> jax.Array:
