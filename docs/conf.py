@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How `make docs` builds the site."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent / "_ext"), str(Path(__file__).parents[1])]
+
+import galore_optax
+
+project = "galore_optax"
+author = "the authors of galore_optax"
+release = galore_optax.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "docstrings",
+    "mathml",
+]
+exclude_patterns = ["_ext"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+default_role = "py:obj"  # as docstrings use single backticks
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstring says what an argument is, and its shape
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+# Tabs of code show what to type, and neither prompts nor output.
+copybutton_exclude = ".linenos, .gp, .go"
+
+html_theme = "furo"
+html_title = "galore_optax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_show_sourcelink = False
+html_copy_source = False
