@@ -2,15 +2,14 @@
 """How `make docs` builds the site."""
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / "_ext"), str(Path(__file__).parents[1])]
-
-import galore_optax
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "galore_optax"
 author = "the authors of galore_optax"
-release = galore_optax.__version__
+release = metadata.version("galore_optax")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",

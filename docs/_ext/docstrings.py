@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Docstrings as they are written here, made into reStructuredText.
 
-    `Leaf`s                          a name and its plural
-    as follows:                      what is indented after a blank line
-                                     keeps its lines
-        X = G Y
+`Leaf`s                          a name and its plural
+as follows:                      what is indented after a blank line
+                                 keeps its lines
+    X = G Y
 """
 
 import re

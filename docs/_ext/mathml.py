@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maths as MathML, which browsers draw by themselves: no script, no font, no network."""
+"""Maths as MathML, which browsers draw themselves: no script, no font, no network."""
 
 from typing import Any
 
