@@ -83,6 +83,7 @@ bench-quick: .venv/rivals
 # Compiles for a GPU that need not be there, in an environment of its own.
 bench-compiler: .venv-cuda
 	.venv-cuda/bin/python -m benchmarks.memory.plan_vs_compiler
+	.venv-cuda/bin/python -m benchmarks.memory.plan_vs_compiler_tied
 	.venv-cuda/bin/python -m benchmarks.memory.compiled_step bytes
 	.venv-cuda/bin/python -m benchmarks.memory.compiled_step kernels
 	.venv-cuda/bin/python -m benchmarks.memory.never_formed bytes

@@ -17,6 +17,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "docstrings",
+    "fit",
     "mathml",
 ]
 exclude_patterns = ["_ext"]
@@ -34,8 +35,9 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
 html_title = "galore_optax"
-html_static_path = ["_static"]
+html_static_path = ["_static", "../out/fit"]  # the latter by the extension fit
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
+html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
