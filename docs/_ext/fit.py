@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def _stamp(name: str) -> str:
     from galore_optax.memory import config_path
 
     sources = sorted((ROOT / "galore_optax").rglob("*.py"))
-    texts = [path.read_bytes() for path in (*sources, config_path(name), Path(__file__))]
+    texts = [
+        path.read_bytes() for path in (*sources, config_path(name), Path(__file__))
+    ]
     return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
@@ -90,6 +93,11 @@ def write_model(name: str) -> None:
         return
     text = json.dumps({"name": name, "plans": planned(name)}, separators=(",", ":"))
     path.write_text(f"{stamp}galoreFit.model({text});\n")
+
+
+def _quiet() -> None:
+    """That a rank reaches a dimension is no news here."""
+    warnings.simplefilter("ignore", UserWarning)
 
 
 def index() -> dict[str, Any]:
@@ -108,7 +116,9 @@ def index() -> dict[str, Any]:
 def write(*_: Any) -> None:
     """All files, two or more models at a time."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        os.cpu_count(), initializer=_quiet
+    ) as pool:
         list(pool.map(write_model, MODELS))
     (FOLDER / "index.js").write_text(f"galoreFit.index({json.dumps(index())});\n")
 
