@@ -34,6 +34,7 @@ napoleon_numpy_docstring = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
+html_favicon = "_static/icon.svg"
 html_title = "galore_optax"
 html_static_path = ["_static", "../out/fit"]  # the latter by the extension fit
 html_css_files = ["site.css"]

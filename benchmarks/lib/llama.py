@@ -2,8 +2,8 @@
 """A LLaMA in plain JAX: embed, block and head as functions, to be compiled.
 
 Beside the one of examples/llama, whose loss it has, it knows grouped queries and tied
-embeddings, and needs no Flax where compilers are installed; records of what steps hold are
-of this one.
+embeddings, and needs no Flax where compilers are installed; records of what steps
+hold are of this one.
 
 Letters in shape comments: B sequences, T tokens of one, D width, F hidden width of the
 MLP, H query heads, G key heads, K head size, V vocabulary, L layers.

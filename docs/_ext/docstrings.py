@@ -21,9 +21,13 @@ def prepared(lines: list[str]) -> list[str]:
     text = [_PLURAL.sub(r"\1\\ ", line) for line in lines]
     pairs = zip(text, [*text[1:], ""], [*text[2:], "", ""], strict=False)
     return [
-        f"{line}:" if line.endswith(":") and _begins(line, blank, block) else line
+        f"{line}:" if _ends_in_one(line) and _begins(line, blank, block) else line
         for line, blank, block in pairs
     ]
+
+
+def _ends_in_one(line: str) -> bool:
+    return line.endswith(":") and not line.endswith("::")
 
 
 def _begins(line: str, blank: str, block: str) -> bool:

@@ -4,8 +4,8 @@
     out/fit/fit/index.js      models, cards, optimizers, workloads
     out/fit/fit/MODEL.js      bytes of every setting of a model
 
-Both are JSON inside of a call, so that a page read from a disk can load them. A model is
-planned anew where the package, its configuration or this file changed.
+Both are JSON inside of a call, so that a page read from a disk can load them. A model
+is planned anew where the package, its configuration or this file changed.
 """
 
 import concurrent.futures
@@ -44,7 +44,7 @@ WORKLOADS = [(n, t) for n in (1, 4, 16) for t in (256, 512, 1024, 2048, 4096)]
 
 
 def optimizers(name: str) -> Iterator[Any]:
-    """Those that are planned for a model, at ranks from a sixteenth to half its width."""
+    """Those planned for a model, at ranks from a sixteenth to half of its width."""
     from galore_optax.memory import Method, Sizes
 
     width = Sizes.load(name).width
@@ -54,7 +54,7 @@ def optimizers(name: str) -> Iterator[Any]:
 
 
 def planned(name: str) -> dict[str, Any]:
-    """By optimizer, rank, dtype and way: bytes of the state, and by workload the rest."""
+    """By optimizer, rank, dtype and way: bytes of the state, by workload the rest."""
     from galore_optax.memory import Setting, Sizes
     from galore_optax.memory._plan import estimate, exact
 
