@@ -33,6 +33,7 @@ napoleon_numpy_docstring = False
 # Tabs of code show what to type, and neither prompts nor output.
 copybutton_exclude = ".linenos, .gp, .go"
 
+pygments_style = "default"
 html_theme = "furo"
 html_favicon = "_static/icon.svg"
 html_title = "galore_optax"

@@ -16,6 +16,10 @@ DOCUMENTS = [
 ]
 
 
+def test_the_readme_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_code_runs(path: Path) -> None:
     names: dict[str, object] = {}

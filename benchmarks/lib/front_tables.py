@@ -9,6 +9,7 @@ Found = dict[str, Any]
 LAYERWISE, NEVER = "a layer at a time", "gradients never formed"
 WAYS = {"layerwise": LAYERWISE, "never formed": NEVER}
 NAMES = "AdamW", "GaLore"
+MOMENTUM = {"Adafactor": "Adafactor, with momentum"}
 METHODS = ("AdamW", "8-bit AdamW", "Adafactor", "GaLore", "8-bit GaLore", "LoRA")
 ADAMW_F32, GALORE = "optax.adamw, f32 moments", "galore_adamw"
 SCALE, SCALE_MINILM = 0.25, 4.0  # of matrices, GaLore's: its default, alpha / rank
@@ -68,7 +69,7 @@ def _rates(rates: list[float]) -> list[str]:
 def front_quality(found: Found) -> str:
     rows = [
         (
-            name,
+            MOMENTUM.get(name, name),
             mean_and_deviation(found["rows"][name]["perplexities"]),
             f"{found['rows'][name]['bf16_bytes']['states'] / 1e6:.2f} MB",
         )
