@@ -4,11 +4,12 @@
 # and two more what takes longer, or needs more:
 #   make test-slow   the long ones, and those that compare with other libraries
 #   make compat      the tests on every supported pair of Python and JAX
+#   make docs        the site of all pages, in out/docs
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow compat compat-quick lint format bench bench-quick bench-compiler bench-gpu clean
+.PHONY: demo test test-slow compat compat-quick docs lint format bench bench-quick bench-compiler bench-gpu clean
 
 demo: .venv/examples
 	$(BIN)/python examples/llama/demo.py $(ARGS)
@@ -32,6 +33,11 @@ compat:
 # versions: Flax, types, promotion.
 compat-quick:
 	PAIRS="3.12:0.11 3.13:0.12" .ci/compat --present tests/contract -k 8bit
+
+# A warning is an error: a link that leads nowhere, a docstring that does not render.
+docs: .venv/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/docs
+	@echo "open out/docs/index.html"
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
@@ -77,9 +83,11 @@ bench-quick: .venv/rivals
 # Compiles for a GPU that need not be there, in an environment of its own.
 bench-compiler: .venv-cuda
 	.venv-cuda/bin/python -m benchmarks.memory.plan_vs_compiler
+	.venv-cuda/bin/python -m benchmarks.memory.plan_vs_compiler_tied
 	.venv-cuda/bin/python -m benchmarks.memory.compiled_step bytes
 	.venv-cuda/bin/python -m benchmarks.memory.compiled_step kernels
 	.venv-cuda/bin/python -m benchmarks.memory.never_formed bytes
+	.venv-cuda/bin/python -m benchmarks.memory.step_7b
 
 # On the card at hand, under eight minutes; with jax for it in .venv, as jax[cuda12].
 bench-gpu: .venv/examples

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A LLaMA in plain JAX: embed, block and head as functions, to be compiled.
 
-Beside the one of examples/llama, whose loss it has, it knows grouped queries and needs
-no Flax where compilers are installed; records of what steps hold are of this one.
+Beside the one of examples/llama, whose loss it has, it knows grouped queries and tied
+embeddings, and needs no Flax where compilers are installed; records of what steps
+hold are of this one.
 
 Letters in shape comments: B sequences, T tokens of one, D width, F hidden width of the
 MLP, H query heads, G key heads, K head size, V vocabulary, L layers.
@@ -32,7 +33,8 @@ def model(sizes: Sizes) -> Model:
         return x + _mlp(layer["mlp"], _norm(layer["mlp_norm"], x))
 
     def head(params: Any, embed: Any, x: jax.Array, batch: jax.Array) -> jax.Array:
-        logits = _norm(params["norm"], x) @ params["kernel"]  # (B, T, V)
+        kernel = embed["embedding"].T if sizes.tied else params["kernel"]
+        logits = _norm(params["norm"], x) @ kernel  # (B, T, V)
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits.astype(jnp.float32), batch[:, 1:]
         )

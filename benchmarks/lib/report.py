@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import benchmarks.lib.front_tables
 import benchmarks.memory.tables
 import benchmarks.speed.gpu_tables
 import benchmarks.speed.tables
@@ -30,7 +31,7 @@ _BLOCK = re.compile(
 
 
 def documents() -> list[Path]:
-    places = "*.md", "docs/*.md", "examples/*/*.md"
+    places = "*.md", "docs/**/*.md", "examples/*/*.md"
     return [path for place in places for path in sorted(records.ROOT.glob(place))]
 
 

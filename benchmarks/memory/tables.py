@@ -61,6 +61,7 @@ def step_memory(found: Found) -> str:
 
 @of("memory/plan_vs_compiler")
 @of("memory/plan_vs_compiler_v5e", name="plan_vs_compiler_v5e")
+@of("memory/plan_vs_compiler_tied", name="plan_vs_compiler_tied")
 def plan_vs_compiler(found: Found) -> str:
     rows = [
         (

@@ -56,7 +56,7 @@ class Config:
         """By a name in `memory.config_names()`, or the path of a `config.json`."""
         path = config_path(name)
         found = json.loads(path.read_text())
-        for key in ("num_key_value_heads", "head_dim"):
+        for key in ("num_key_value_heads", "head_dim", "tie_word_embeddings"):
             _refuse_variant(found, key, path)
         fields = {field: found[key] for field, key in KEYS.items() if key in found}
         return cls(**fields)
@@ -69,11 +69,15 @@ class Config:
 
 def _refuse_variant(found: dict[str, Any], key: str, path: Path) -> None:
     heads = found["num_attention_heads"]
-    plain = {"num_key_value_heads": heads, "head_dim": found["hidden_size"] // heads}
+    plain = {
+        "num_key_value_heads": heads,
+        "head_dim": found["hidden_size"] // heads,
+        "tie_word_embeddings": False,
+    }
     if found.get(key, plain[key]) not in (plain[key], None):
         raise ValueError(
             f"{path}: {key}={found[key]}, but this LLaMA has as many key as query heads"
-            f" of size width / heads, {plain[key]} here."
+            f" of size width / heads, and a head of its own: {plain[key]} here."
         )
 
 

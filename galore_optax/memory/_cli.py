@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from galore_optax.memory._bytes import parse_size
+from galore_optax.memory._cards import CARDS
 from galore_optax.memory._methods import Method, option_names, parse_options
 from galore_optax.memory._model import (
     DTYPES,
@@ -30,12 +31,6 @@ from galore_optax.memory._show import (
     table,
 )
 
-CARDS = {
-    "rtx4090": 25_353_519_104,
-    "h200": 150_754_820_096,
-    "v5e": 16 * 2**30,
-    "v6e": 32 * 2**30,
-}  # bytes that a program can be given, by XLA's descriptions
 _EXPECTED = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
 _USUAL_RANK = 128  # the default of galore
 _SHOWN = 12  # choices of a budget

@@ -24,13 +24,14 @@ _KEYS = {
     "heads": "num_attention_heads",
     "key_heads": "num_key_value_heads",
     "head_size": "head_dim",
+    "tied": "tie_word_embeddings",
 }
 _REQUIRED = ("vocab", "width", "hidden", "layers", "heads")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of a LLaMA: rotary grouped-query attention, SwiGLU, an untied head."""
+    """Sizes of a LLaMA: rotary grouped-query attention, SwiGLU, a head."""
 
     vocab: int
     width: int
@@ -39,6 +40,7 @@ class Sizes:
     heads: int
     key_heads: int | None = None  # as many as heads if None
     head_size: int | None = None  # width / heads if None
+    tied: bool = False  # the head's kernel is the embedding
 
     def __post_init__(self) -> None:
         for name in _REQUIRED:
@@ -76,7 +78,7 @@ class Sizes:
 
         Raises:
           FileNotFoundError: there is neither; the nearest name is offered.
-          ValueError: a key is missing, or the model is no untied LLaMA.
+          ValueError: a key is missing, or sizes do not divide.
 
         Example:
           >>> from galore_optax import memory
@@ -93,11 +95,6 @@ def _from_hugging_face(found: dict[str, Any], path: Path) -> Sizes:
     if missing:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}: it is no LLaMA's config.json. {other}"
-        )
-    if found.get("tie_word_embeddings"):
-        raise ValueError(
-            f"{path}: tie_word_embeddings is true, but the planner's LLaMA has a head"
-            f" of its own. {other}"
         )
     return Sizes(**{field: found[key] for field, key in _KEYS.items() if key in found})
 
@@ -142,7 +139,7 @@ def shapes(sizes: Sizes, dtype: Any = jnp.bfloat16) -> Params:
 
     Returns:
       `Params` of nested dictionaries; kernels are (in, out), those of blocks (layers,
-      in, out).
+      in, out). A tied head has its norm only.
 
     Example:
       >>> from galore_optax import memory
@@ -163,7 +160,8 @@ def shapes(sizes: Sizes, dtype: Any = jnp.bfloat16) -> Params:
         "mlp_norm": {"scale": of(sizes.layers, d)},
         "mlp": stacked(gate=(d, f), up=(d, f), down=(f, d)),
     }
-    head = {"norm": {"scale": of(d)}, "kernel": of(d, sizes.vocab)}
+    kernel = {} if sizes.tied else {"kernel": of(d, sizes.vocab)}
+    head = {"norm": {"scale": of(d)}} | kernel
     return Params({"embedding": of(sizes.vocab, d)}, blocks, head)
 
 

@@ -224,6 +224,18 @@ def activations(sizes: Sizes, setting: Setting) -> Activations:
     return Activations(saved, z.layers * one, n * z.vocab, 2 * one, block)
 
 
+def _tied(a: Activations, exact: Exact, s: int) -> int:
+    """What is kept until the embedding has its gradient, where the head shares it.
+
+    Its part of that gradient, or that of the logits, from which it is made last.
+    """
+    return _is_tied(exact) * min(tree_bytes(exact.params.embed), s * a.entries)
+
+
+def _is_tied(exact: Exact) -> bool:
+    return "kernel" not in exact.params.head
+
+
 def _head(a: Activations, gradient: int, s: int) -> Iterator[Phase]:
     """Logits in f32 and their gradient, and then the latter alone."""
     yield Phase("head", 0, a.saved + (_F32 + s) * a.entries, a.head)
@@ -237,11 +249,11 @@ def _whole(a: Activations, exact: Exact, setting: Setting) -> Iterator[Phase]:
     embed, blocks, head = map(tree_bytes, made)
     # Sums of gradients lie beside those of a micro-batch; an update has them alone.
     sums = embed + blocks + head if setting.accumulation > 1 else 0
-    layer = _one_layer(exact) + a.block
+    layer, tied = _one_layer(exact) + a.block, _tied(a, exact, s)
     for phase in _head(a, head, s):
         yield phase._replace(gradients=phase.gradients + sums)
-    yield Phase("blocks", sums + blocks, a.saved, layer)
-    yield Phase("update", sums or blocks + embed)
+    yield Phase("blocks", sums + blocks + tied, a.saved, layer)
+    yield Phase("update", sums or blocks + embed + tied)
     # A lifted leaf replaces its gradient, or has 16 bits and is fused into the weights.
     lifted = 2 * _F32 * _largest(exact, "shape") if never and s == _F32 else 0
     low = (s if never else _F32) * _largest(exact, "coordinate_shape")
@@ -272,17 +284,19 @@ def _refresh(
 def _layerwise(a: Activations, exact: Exact, setting: Setting) -> Iterator[Phase]:
     embed, _, head = map(tree_bytes, exact.params)
     layer, sums, copies = _one_layer(exact), 0, 0
+    tied = _tied(a, exact, setting.itemsize)
     if setting.accumulation > 1:
         sums = _in_f32(exact.coordinates())
         # The loop over parts carries these sums, and the compiler copies them.
         copies = _in_f32((exact.params.embed, exact.params.head))
+        copies += embed * _is_tied(exact)  # the head's part, beside the lookup's
     of_matrix = (math.prod(x.coordinate_shape) // x.count for x in exact.matrices)
     update = _F32 * max(of_matrix, default=0)
     for phase in (
         *_head(a, head, setting.itemsize),
-        Phase("blocks", layer, a.saved, layer + a.block),
-        Phase("blocks", layer, a.saved, layer + update),
-        Phase("embedding", embed, a.inputs),
+        Phase("blocks", layer + tied, a.saved, layer + a.block),
+        Phase("blocks", layer + tied, a.saved, layer + update),
+        Phase("embedding", embed + tied, a.inputs),
     ):
         name, made, kept, work = phase
         yield Phase(name, sums + made, kept, work + copies)

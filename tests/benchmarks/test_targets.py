@@ -41,7 +41,8 @@ def test_targets_know_their_memory() -> None:
 
 
 def test_the_planner_knows_the_same_cards() -> None:
-    assert {x.name: x.memory for x in targets.targets().values()} == _cli.CARDS
+    known = {x.name: x.memory for x in targets.targets().values()}
+    assert known.items() <= _cli.CARDS.items()
 
 
 def test_a_missing_cuda_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

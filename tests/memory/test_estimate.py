@@ -40,6 +40,20 @@ def test_phases_of_a_plain_step_worked_out() -> None:
     assert update.total == 3 * layer + embed
 
 
+@pytest.mark.parametrize("tokens", [16, 640])
+def test_a_tied_head_is_kept_until_the_embedding_has_its_gradient(tokens: int) -> None:
+    def gradients(tied: bool, by_layer: bool) -> list[int]:
+        setting = Setting(tokens=tokens, remat=True, layerwise=by_layer)
+        plan = memory.plan(dataclasses.replace(SIZES, tied=tied), "sgd", setting)
+        return [phase.gradients for phase in plan.phases]
+
+    kept = 2 * 96 * min(32, tokens)  # the head's part, or the logits' gradient
+    head = -2 * 96 * 32  # its own gradient is its norm's
+    for by_layer, last in ((False, 0), (True, kept)):
+        pairs = zip(gradients(True, by_layer), gradients(False, by_layer), strict=True)
+        assert [x - y for x, y in pairs] == [0, head, kept, kept, last]
+
+
 def test_coordinates_of_galore_worked_out() -> None:
     plan = memory.plan(SIZES, Method("galore_sgd", (("rank", 8),)))
     blocks = plan.phases[2].gradients

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of the first page: of memory, time and quality one each, and of rates."""
+
+from typing import Any
+
+from benchmarks.lib.tables import gb, mean_and_deviation, model, of, table
+
+Found = dict[str, Any]
+LAYERWISE, NEVER = "a layer at a time", "gradients never formed"
+WAYS = {"layerwise": LAYERWISE, "never formed": NEVER}
+NAMES = "AdamW", "GaLore"
+MOMENTUM = {"Adafactor": "Adafactor, with momentum"}
+METHODS = ("AdamW", "8-bit AdamW", "Adafactor", "GaLore", "8-bit GaLore", "LoRA")
+ADAMW_F32, GALORE = "optax.adamw, f32 moments", "galore_adamw"
+SCALE, SCALE_MINILM = 0.25, 4.0  # of matrices, GaLore's: its default, alpha / rank
+
+
+def way(row: Found) -> str:
+    """How gradients are held in a step of `memory/step_7b`."""
+    return next((name for key, name in WAYS.items() if key in row["setting"]), "all")
+
+
+@of("memory/step_7b", "speed/gpu_h200_first")
+def step_7b(found: Found, measured: Found) -> str:
+    """A row an optimizer, a column a way to hold gradients."""
+    peaks = {
+        (row["method"], row["tokens"]): row["peak_bytes"]
+        for row in measured["limited"].values()
+    }
+    totals: dict[str, dict[str, str]] = {}
+    for row in found["rows"]:
+        name = row["method"].partition("(")[0]
+        cells = totals.setdefault(name, {})
+        cells[way(row)] = gb(row["compiler"]["total"])
+        tokens = int(row["setting"].split()[2])  # of "1 x 2048 tokens, ..."
+        if way(row) == LAYERWISE and (name, tokens) in peaks:
+            cells["on"] = gb(peaks[name, tokens])
+    ways = "all", NEVER, LAYERWISE, "on"
+    rows = [(f"`{x}`", *(y.get(key, "") for key in ways)) for x, y in totals.items()]
+    head = "all gradients at once", "never formed", "a layer at a time"
+    return table(("", *head, "the latter on an H200"), rows)
+
+
+@of("speed/gpu_h200", "speed/training_step_60m")
+def front_time(gpu: Found, cpu: Found) -> str:
+    """Tokens a second of both at f32 moments, and as a share of AdamW's."""
+    runs = {
+        (row["model"], row["tokens"], row["method"], row["never"]): row
+        for row in gpu["training"].values()
+    }
+    rows = []
+    for size, tokens in dict.fromkeys(key[:2] for key in runs):
+        ways = (ADAMW_F32, False), (GALORE, False), (GALORE, True)
+        rates = [runs[size, tokens, *way]["tokens_per_second"] for way in ways]
+        rows.append((f"H200: {model(size)}, bf16, {tokens:,} a step", *_rates(rates)))
+    names = "optax.adamw", "galore_optax"
+    rates = [cpu["rows"][name]["tokens_per_second"] for name in names]
+    rows.append(("two CPU cores: 60M, f32, 256 a step", *_rates(rates), ""))
+    head = "`optax.adamw`", "`galore_adamw`", "`galore_adamw`, never formed"
+    return table(("tokens a second", *head), rows)
+
+
+def _rates(rates: list[float]) -> list[str]:
+    first, *others = rates
+    return [f"{first:,.0f}", *(f"{x:,.0f} ({x / first:.0%})" for x in others)]
+
+
+@of("training/pretraining_1m")
+def front_quality(found: Found) -> str:
+    rows = [
+        (
+            MOMENTUM.get(name, name),
+            mean_and_deviation(found["rows"][name]["perplexities"]),
+            f"{found['rows'][name]['bf16_bytes']['states'] / 1e6:.2f} MB",
+        )
+        for name in METHODS
+    ]
+    return table(("", "perplexity", "optimizer state, 16 bits a number"), rows)
+
+
+@of(
+    "training/pretraining_1m",
+    "training/llama_9m",
+    "training/gpu_h200_epoch_60m",
+    "training/finetuning",
+)
+def learning_rates(tuned: Found, small: Found, epoch: Found, encoder: Found) -> str:
+    """The best rates that were tried, of both kinds of leaves."""
+    best = {
+        name: min(rows, key=lambda row: row["losses"][-1])
+        for name in NAMES
+        if (rows := [x for x in epoch["rows"].values() if x["method"] == name])
+    }
+    rates = encoder["learning_rates"]
+    fine = (rates["full"], 1.0), (rates["galore"], SCALE_MINILM)
+    runs = {
+        "1.3M from scratch, f32": [_pair(tuned["rows"][x], "ratio") for x in NAMES],
+        "9M from scratch, f32": [
+            _pair(small["runs"][x], "matrix_rate", SCALE) for x in NAMES
+        ],
+        "60M from scratch, bf16": [_pair(best[x], "ratio") for x in NAMES],
+        "MiniLM fine-tuned, f32": fine,
+    }
+    rows = [
+        (run, name, f"{rate:g}", f"{rate * ratio:g}")
+        for run, pairs in runs.items()
+        for name, (rate, ratio) in zip(NAMES, pairs, strict=True)
+    ]
+    head = "run", "optimizer", "rate of what is not projected", "of matrices"
+    return table(head, rows)
+
+
+def _pair(row: Found, ratio: str, default: float = 1.0) -> tuple[float, float]:
+    return row["learning_rate"], row.get(ratio, default)
