@@ -100,7 +100,7 @@ def bind(config: Config, inner: Any) -> optax.GradientTransformationExtraArgs:
 def galore(
     inner: optax.GradientTransformation | None = None,
     *,
-    rank: PerLeaf[int] = 128,
+    rank: PerLeaf[int | float] = 128,
     update_proj_gap: PerLeaf[Scalar] = 200,
     scale: PerLeaf[Scalar] | None = None,
     proj_type: ProjType = "std",
@@ -140,10 +140,13 @@ def galore(
       inner: runs on the projected gradients; its updates are lifted and scaled. Without
         it the result filters gradients, :math:`G \to P P^T G`, for
         `galore_optax.chain`; in `optax.chain` that saves no memory, and warns.
-      rank: of the projected gradients, at most min(m, n); or a callable of one `Leaf`.
-      update_proj_gap: steps between refreshes of a projector; or a callable of `Leaf`.
+      rank: of the projected gradients, at most min(m, n); or a share of min(m, n), a
+        float between 0 and 1, rounded to the nearest rank from 1 on.
+      update_proj_gap: steps between refreshes of a projector.
       scale: factor on lifted updates, in effect on the learning rate of the projected
-        leaves; or a callable of `Leaf`; 0.25 if `None`.
+        leaves; 0.25 if `None`. Each of these three may differ by leaf: a dictionary
+        by regular expressions over paths, `{r"attn": 64, r".*": 128}`, whose first
+        that is found decides, or a callable of one `Leaf`.
       proj_type: which side is projected, with rows the output axes: `"std"` the shorter
         (columns of a square matrix), `"reverse_std"` the other, `"left"` the rows,
         `"right"` the columns, `"full"` both, with two projectors.
@@ -174,7 +177,8 @@ def galore(
       TypeError: `inner` is no transformation; an argument has the wrong type; `rank` is
         traced.
       ValueError: an argument is out of range; axes overlap or do not exist; nothing is
-        projected; `inner` keeps parameter values in its state; the state was made with
+        projected; a pattern matches no leaf, or none a projected one; `inner` keeps
+        parameter values in its state; the state was made with
         another configuration; updates and params are different trees.
 
     Example:
