@@ -95,6 +95,25 @@ def check_scale(scale: Any, path: str = "") -> Scalar:
     return float(scale)
 
 
+def check_full_size_rate(rate: Any) -> Scalar:
+    """`full_size_rate` as a positive finite number, or a traced scalar."""
+    if _is_scalar_array(rate, jnp.floating):
+        return rate
+    if not isinstance(rate, (int, float, np.number)) or isinstance(rate, bool):
+        raise TypeError(
+            f"full_size_rate={rate!r} must be a number, by which the updates of leaves"
+            " at full size are multiplied. A schedule goes through"
+            " galore_optax.inject_hyperparams."
+        )
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(
+            f"full_size_rate={rate!r} must be positive and finite, such as 0.25 beside"
+            " scale=0.25. To freeze leaves use optax.partition with"
+            " optax.set_to_zero()."
+        )
+    return float(rate)
+
+
 def _is_scalar_array(value: Any, kind: Any) -> bool:
     return _is_number(value) and bool(jnp.issubdtype(value.dtype, kind))
 

@@ -12,6 +12,7 @@ from galore_optax import moments as at_refresh
 from galore_optax import subspace as subspaces
 from galore_optax._arguments import (
     called_with_the_step,
+    check_full_size_rate,
     check_gap,
     check_rank,
     check_scale,
@@ -40,6 +41,7 @@ class Config:
     seed: int | jax.Array
     moments: AtRefresh
     residual: Residual | None
+    full_size_rate: Scalar
 
     def inner_dtype(self, matrix: Matrix | None, dtype: jnp.dtype) -> jnp.dtype:
         """What the inner computes in for a leaf of `dtype`.
@@ -63,6 +65,7 @@ class Projection(TypedDict, total=False):
     rank: PerLeaf[int | float]
     update_proj_gap: PerLeaf[Scalar]
     scale: PerLeaf[Scalar] | None
+    full_size_rate: Scalar
     proj_type: ProjType
     subspace: Subspace | None
     weight_dimension_numbers: WeightDimensionNumbers
@@ -94,6 +97,7 @@ def make_config(projection: Projection, residual: Any = None) -> Config:
         seed=projection["seed"],
         moments=moments,
         residual=residual,
+        full_size_rate=check_full_size_rate(projection["full_size_rate"]),
     )
 
 
