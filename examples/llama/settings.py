@@ -98,6 +98,9 @@ class Settings:
     eval_batches: int = 16
     """0: all held-out text of a packaged corpus."""
     log_every: int = 10
+    diagnose_every: int = 0
+    """Steps between records of what a projection captures, by path, for optimizers with
+    galore_ before their name; each takes one more gradient. 0 records none."""
     checkpoint_every: int = 0
     """Steps; 0 saves none."""
     keep: int = 2
@@ -146,6 +149,7 @@ class Settings:
         self._check_gradients()
         self._check_layerwise()
         self._check_adapter()
+        self._check_diagnosed()
         self.transformation()
 
     def _check_gradients(self) -> None:
@@ -222,6 +226,22 @@ class Settings:
             raise ValueError(
                 f"adapter_warmup={self.adapter_warmup}, adapter_reset="
                 f"{self.adapter_reset}, steps={self.steps} must grow in this order."
+            )
+
+    def _check_diagnosed(self) -> None:
+        if not self.diagnose_every:
+            return
+        if not self.optimizer.startswith("galore_"):
+            raise ValueError(
+                f"diagnose_every={self.diagnose_every} with optimizer={self.optimizer},"
+                f" which projects nothing. Take 'galore_{self.optimizer}', or give"
+                " diagnose_every=0."
+            )
+        if self.layerwise or self._never_formed:
+            raise ValueError(
+                f"diagnose_every={self.diagnose_every} forms all gradients, which"
+                " layerwise and gradients=never are there to avoid. Leave it out, or"
+                " these."
             )
 
     @property
@@ -311,7 +331,7 @@ class Settings:
 # last bits alone, however they are made.
 FREE = {
     *("out", "keep", "checkpoint_every", "log_every", "tensorboard", "peak_flops"),
-    *("eval_every", "eval_batches", "init_from", "c4_files"),
+    *("diagnose_every", "eval_every", "eval_batches", "init_from", "c4_files"),
     *("attention", "gradients"),
 }
 

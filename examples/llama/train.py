@@ -116,6 +116,7 @@ class Trainer:
         self.first = int(self.state.step)
         self.log = metrics.Log(run.out, self.first, run.tensorboard)
         self.update, self.loss = self.program.compiled(self.state)
+        self.diagnose = jax.jit(self.program.diagnose)
         self.held_out = [
             part for batch in self.text.held_out for part in self.program.put(batch)
         ]
@@ -160,6 +161,7 @@ class Trainer:
             interval.found.append(found)
             if self._pauses(step):
                 self._record(step, interval)
+                self._diagnose(step, batch)
                 self._evaluate(step)
                 self._save(step)
                 interval = Interval(compiles=False)
@@ -176,7 +178,12 @@ class Trainer:
 
     def _pauses(self, step: int) -> bool:
         run = self.run
-        periods = run.log_every, run.eval_every, run.checkpoint_every
+        periods = (
+            run.log_every,
+            run.diagnose_every,
+            run.eval_every,
+            run.checkpoint_every,
+        )
         return step == self.first + 1 or any(self._due(n, step) for n in periods)
 
     def _record(self, step: int, interval: Interval) -> None:
@@ -209,6 +216,12 @@ class Trainer:
         count, trained = parameter_count(params), adapters.trained_count(params)
         matrices = 6 * trained + 4 * (count - trained) - 6 * config.vocab * config.width
         return matrices + 12 * config.layers * config.width * self.run.tokens
+
+    def _diagnose(self, step: int, batch: jax.Array) -> None:
+        if self._due(self.run.diagnose_every, step):
+            found = jax.device_get(self.diagnose(self.state, batch))
+            named = {f"projection/{name}": x.item() for name, x in found.items()}
+            self.log.write(step, **named)
 
     def _evaluate(self, step: int) -> None:
         if self._due(self.run.eval_every, step):
