@@ -21,6 +21,7 @@ from galore_optax.layerwise import (
 import adapters
 import attention
 import optimizers
+import own_text
 import relora
 from adapted import AdaptedProgram, Adapter
 from corpora import CORPORA
@@ -37,6 +38,10 @@ class Settings:
     """9m to 13b or demo, or the path of a config.json."""
     corpus: str = "prose"
     """prose, core or c4."""
+    text: str = ""
+    """Text of one's own in place of a corpus: a file in UTF-8, or a quoted pattern such
+    as 'notes/**/*.txt'. Its tokens are those of a model to start from (init_from), of
+    tokenizer if that is a file, or else of a BPE trained on it."""
     optimizer: str = "galore_adamw"
     """AdamW is the yardstick: adamw. Any optimizer of optax, with galore_ before it for
     its projected version, 8bit after it for moments in eight bits."""
@@ -117,7 +122,7 @@ class Settings:
     c4_files: str | None = None
     """Folder with local files of C4; by default it is streamed from the hub."""
     tokenizer: str = "t5-base"
-    """For C4: a name on the hub or a tokenizer.json."""
+    """For C4: a name on the hub or a tokenizer.json; for text the latter."""
     pack: bool = True
     """For C4: fill sequences with documents end to end, or cut and pad each as the
     reference does."""
@@ -134,6 +139,8 @@ class Settings:
         if self.corpus not in (*CORPORA, "c4"):
             known = ", ".join((*CORPORA, "c4"))
             raise ValueError(f"unknown corpus {self.corpus!r}; known: {known}.")
+        if self.text:
+            own_text.paths(self.text)
         devices, part = self.devices, self.batch // self.accumulation
         if part % devices:
             raise ValueError(

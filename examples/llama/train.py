@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ import c4
 import data
 import hugging_face
 import metrics
+import own_text
 from checkpoints import Checkpoints, SaveError
 from model import parameter_count
 from peaks import peak_flops
@@ -52,8 +54,8 @@ class Result:
 def open_text(run: Settings) -> Text:
     """The training stream at its start, and the held-out batches."""
     vocab = run.config.vocab
-    if run.corpus != "c4":
-        corpus = data.load(run.corpus, vocab)
+    if run.text or run.corpus != "c4":
+        corpus = _own(run) if run.text else data.load(run.corpus, vocab)
         held_out = corpus.validation_batches(
             run.tokens, run.batch, run.eval_batches or None
         )
@@ -64,6 +66,15 @@ def open_text(run: Settings) -> Text:
     source = c4.documents("validation", run.c4_files)
     held_out = c4.Documents(source, *shape)  # always the same first batches
     return Text(train, [next(held_out) for _ in range(run.eval_batches or 16)])
+
+
+def _own(run: Settings) -> data.Corpus:
+    files = [Path(run.tokenizer)]
+    if run.init_from:
+        files.append(run.init_from / "tokenizer.json")
+    tokenizer = next((path for path in files if path.is_file()), None)
+    size = own_text.Size(run.config.vocab, run.tokens, run.batch)
+    return own_text.load(run.text, size, tokenizer)
 
 
 def evaluate(loss: Any, params: Any, batches: Iterable[Any]) -> dict[str, float]:
