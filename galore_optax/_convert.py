@@ -7,8 +7,9 @@ all the rest   as it is
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,10 @@ from galore_optax._storage.moments import Storage, is_coded, name
 from galore_optax._storage.projectors import Floating, QuantizedProjector
 from galore_optax._storage.quantized import MOMENTS
 from galore_optax.subspace._base import matmul, orthonormalise
+
+# Keys of the state of a `galore`, and of a leaf below it.
+Place: TypeAlias = tuple[Keys, Keys]
+Pair: TypeAlias = tuple[Matrix, Matrix]  # old and new
 
 # Fields of factored second moments; the others are among `MOMENTS`.
 _FACTORS = frozenset(map(GetAttrKey, ("row", "col", "v_row", "v_col")))
@@ -103,13 +108,13 @@ class _Made(NamedTuple):
         usual = Storage(codes.companded(), MOMENTS)
         return _Made(records, state, (storages or [usual])[0])
 
-    def matrices(self) -> dict[Keys, Matrix]:
-        """Of projected leaves, by their keys below the state of their `galore`."""
+    def matrices(self) -> dict[Place, Matrix]:
+        """Of projected leaves, by place."""
         found = {}
         for prefix, record in self._placed():
             numbers = record.plan.arrange(range(len(record.plan.projected)))
             for keys, number in jax.tree_util.tree_leaves_with_path(numbers):
-                found[(*prefix, *keys)] = record.plan.projected[number]
+                found[prefix, keys] = record.plan.projected[number]
         return found
 
     def _placed(self) -> list[tuple[Keys, Recorded]]:
@@ -140,25 +145,25 @@ def _types(state: Any) -> dict[Keys, str]:
     return {unboxed(keys): f"{x.dtype}{list(x.shape)}" for keys, x in pairs}
 
 
-def _pairs(before: _Made, after: _Made) -> dict[Keys, tuple[Matrix, Matrix]]:
+def _pairs(before: _Made, after: _Made) -> dict[Place, Pair]:
     """Old and new matrix of each projected leaf, checked against each other."""
     old, new = before.matrices(), after.matrices()
-    for keys in old.keys() ^ new.keys():
-        either = (old.get(keys) or new[keys]).path
+    for place in old.keys() ^ new.keys():
+        either = (old.get(place) or new[place]).path
         raise ValueError(
-            f"'{either}' is projected by {'old' if keys in old else 'new'} alone:"
+            f"'{either}' is projected by {'old' if place in old else 'new'} alone:"
             " a leaf cannot go from coordinates to full size or back. Both need the"
             " same weight_dimension_numbers, a rank that saves something, and the same"
             " transformations around galore."
         )
-    for keys, matrix in old.items():
-        if [x.axes for x in matrix.sides] != [x.axes for x in new[keys].sides]:
+    for place, matrix in old.items():
+        if [x.axes for x in matrix.sides] != [x.axes for x in new[place].sides]:
             raise ValueError(
                 f"'{matrix.path}' is projected on another side by new than by old:"
                 " coordinates on one tell nothing of the other. Give both the same"
                 " proj_type."
             )
-    return {keys: (old[keys], new[keys]) for keys in old}
+    return {place: (old[place], new[place]) for place in old}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +172,7 @@ class _Conversion:
 
     before: _Made
     after: _Made
-    pairs: Mapping[Keys, tuple[Matrix, Matrix]]
+    pairs: Mapping[Place, Pair]
 
     def of(self, state: Any) -> Any:
         found, treedef = (
@@ -196,20 +201,16 @@ class _Conversion:
     def _projectors(self) -> dict[Keys, tuple[Matrix, Matrix, int]]:
         """Old and new matrix and the side of each projector, by its keys."""
         found = {}
-        for keys, (old, new) in self.pairs.items():
-            prefix, leaf = self._apart(keys)
+        for (prefix, leaf), (old, new) in self.pairs.items():
             one = (*prefix, GetAttrKey("projector"), *leaf)
             for side in range(len(old.sides)):
                 several = (SequenceKey(side),) if len(old.sides) > 1 else ()
                 found[(*one, *several)] = old, new, side
         return found
 
-    def _apart(self, keys: Keys) -> tuple[Keys, Keys]:
-        """Keys of a `galore`'s state, and of a leaf in it."""
-        for prefix, _ in self.after._placed():
-            if keys[: len(prefix)] == prefix:
-                return prefix, keys[len(prefix) :]
-        raise AssertionError(keys)
+    @functools.cached_property
+    def _by_leaf(self) -> dict[Keys, Pair]:
+        return {leaf: pair for (_, leaf), pair in self.pairs.items()}
 
     def _projector(
         self, old: Matrix, new: Matrix, side: int, stored: Any, shape: Any
@@ -243,8 +244,7 @@ class _Conversion:
         """With another rank wherever that is what differs."""
         if value.shape == shape:
             return value
-        leaves = {self._apart(x)[1]: pair for x, pair in self.pairs.items()}
-        pair = by_end(leaves, keys)
+        pair = by_end(self._by_leaf, keys)
         ranks = tuple(matrix.rank for matrix in pair) if pair else ()
         if value.ndim == len(shape):
             for axis, sizes in enumerate(zip(value.shape, shape, strict=True)):
