@@ -250,6 +250,8 @@ class Trainer:
             metrics.plot(
                 {self.name: records}, self.run.out / "loss.png", self.run.model
             )
+        if any("projection/energy" in record for record in records):
+            metrics.plot_energy(records, self.run.out / "energy.png", self.name)
         return Result(
             records,
             self.state,
