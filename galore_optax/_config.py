@@ -10,9 +10,16 @@ import numpy as np
 
 from galore_optax import moments as at_refresh
 from galore_optax import subspace as subspaces
-from galore_optax._arguments import called_with_the_step
+from galore_optax._arguments import (
+    called_with_the_step,
+    check_full_size_rate,
+    check_gap,
+    check_rank,
+    check_scale,
+)
 from galore_optax._selection.dimensions import WeightDimensionNumbers
 from galore_optax._selection.matrices import Matrix
+from galore_optax._selection.patterns import per_leaf
 from galore_optax._selection.rule import Selection
 from galore_optax._storage.projectors import storage_of
 from galore_optax._types import PerLeaf, ProjType, Scalar
@@ -34,6 +41,7 @@ class Config:
     seed: int | jax.Array
     moments: AtRefresh
     residual: Residual | None
+    full_size_rate: Scalar
 
     def inner_dtype(self, matrix: Matrix | None, dtype: jnp.dtype) -> jnp.dtype:
         """What the inner computes in for a leaf of `dtype`.
@@ -54,9 +62,10 @@ class Config:
 class Projection(TypedDict, total=False):
     """The arguments of `galore` beside `inner`, which it documents; for `Unpack`."""
 
-    rank: PerLeaf[int]
+    rank: PerLeaf[int | float]
     update_proj_gap: PerLeaf[Scalar]
     scale: PerLeaf[Scalar] | None
+    full_size_rate: Scalar
     proj_type: ProjType
     subspace: Subspace | None
     weight_dimension_numbers: WeightDimensionNumbers
@@ -75,9 +84,9 @@ def make_config(projection: Projection, residual: Any = None) -> Config:
     _check_residual(residual, projection["proj_type"])
     return Config(
         selection=Selection(
-            projection["rank"],
-            projection["update_proj_gap"],
-            DEFAULT_SCALE if scale is None else scale,
+            per_leaf("rank", projection["rank"], check_rank),
+            per_leaf("update_proj_gap", projection["update_proj_gap"], check_gap),
+            per_leaf("scale", DEFAULT_SCALE if scale is None else scale, check_scale),
             projection["proj_type"],
             projection["weight_dimension_numbers"],
             storage_of(projection["projector_dtype"]),
@@ -88,6 +97,7 @@ def make_config(projection: Projection, residual: Any = None) -> Config:
         seed=projection["seed"],
         moments=moments,
         residual=residual,
+        full_size_rate=check_full_size_rate(projection["full_size_rate"]),
     )
 
 

@@ -16,6 +16,7 @@ from galore_optax._selection.dimensions import WeightDimensionNumbers
 from galore_optax._state import GaLoreState
 from galore_optax._transform import projected
 from galore_optax._types import PerLeaf, ProjType, Scalar
+from galore_optax._wrapping.full_size import with_full_size_rate
 from galore_optax.moments import AtRefresh
 from galore_optax.residual import Residual
 from galore_optax.subspace import Subspace
@@ -48,6 +49,7 @@ def _filter(config: Config, scale: Any) -> Filter:
 
     def warning_init(params: Any) -> GaLoreState:
         _refuse_residual(config)
+        _refuse_rate(config)
         warn()
         return init(params)
 
@@ -62,6 +64,17 @@ def _refuse_residual(config: Config) -> None:
             f"residual={config.residual!r} without an inner would make G of G: it is"
             " scaled as the inner scales coordinates. Give the inner:"
             " galore(optax.scale_by_adam(), residual=...)."
+        )
+
+
+def _refuse_rate(config: Config) -> None:
+    rate = config.full_size_rate
+    if not (isinstance(rate, float) and rate == 1):
+        raise ValueError(
+            f"full_size_rate={rate!r} has no effect on galore without an inner"
+            " transformation: what follows in optax.chain would undo it. Give the"
+            " inner, galore(optax.adamw(lr), full_size_rate=...), or use"
+            " galore_optax.chain."
         )
 
 
@@ -94,15 +107,17 @@ def bind(config: Config, inner: Any) -> optax.GradientTransformationExtraArgs:
             " kin do, and its coordinates would be projected again. Use it as it is, or"
             " pass the optimizer itself: galore(optax.adamw(1e-3), rank=128)."
         )
-    return Projecting(*projected(lambda plan: inner, config))
+    tx = projected(lambda plan: inner, config)
+    return Projecting(*with_full_size_rate(tx, config))
 
 
 def galore(
     inner: optax.GradientTransformation | None = None,
     *,
-    rank: PerLeaf[int] = 128,
+    rank: PerLeaf[int | float] = 128,
     update_proj_gap: PerLeaf[Scalar] = 200,
     scale: PerLeaf[Scalar] | None = None,
+    full_size_rate: Scalar = 1.0,
     proj_type: ProjType = "std",
     subspace: Subspace | None = None,
     weight_dimension_numbers: WeightDimensionNumbers = None,
@@ -128,7 +143,7 @@ def galore(
     (trust ratios, parameter scales, decay inside its moments) sees the coordinates
     :math:`P^T W / \mathrm{scale}`, and what lies outside the span of :math:`P` is left
     alone. Embeddings, heads, norms, biases and convolutions go to `inner` at full size,
-    unscaled; `describe` prints which leaf is treated how.
+    unscaled but for `full_size_rate`; `describe` prints which leaf is treated how.
 
     `update` takes the extra argument `refresh`: `None` refreshes in the graph whatever
     is due; a static `False` compiles a step without refresh code; a static `True`
@@ -140,10 +155,17 @@ def galore(
       inner: runs on the projected gradients; its updates are lifted and scaled. Without
         it the result filters gradients, :math:`G \to P P^T G`, for
         `galore_optax.chain`; in `optax.chain` that saves no memory, and warns.
-      rank: of the projected gradients, at most min(m, n); or a callable of one `Leaf`.
-      update_proj_gap: steps between refreshes of a projector; or a callable of `Leaf`.
+      rank: of the projected gradients, at most min(m, n); or a share of min(m, n), a
+        float between 0 and 1, rounded to the nearest rank from 1 on.
+      update_proj_gap: steps between refreshes of a projector.
       scale: factor on lifted updates, in effect on the learning rate of the projected
-        leaves; or a callable of `Leaf`; 0.25 if `None`.
+        leaves; 0.25 if `None`. Each of these three may differ by leaf: a dictionary
+        by regular expressions over paths, `{r"attn": 64, r".*": 128}`, whose first
+        that is found decides, or a callable of one `Leaf`.
+      full_size_rate: learning rate of leaves at full size, relative to that of `inner`:
+        with c, these step as by the same optimizer at c times its learning rate, decay
+        included. It has no state. `galore(optax.adamw(4e-3), scale=0.25,
+        full_size_rate=0.25)` treats embeddings, heads and norms as `optax.adamw(1e-3)`.
       proj_type: which side is projected, with rows the output axes: `"std"` the shorter
         (columns of a square matrix), `"reverse_std"` the other, `"left"` the rows,
         `"right"` the columns, `"full"` both, with two projectors.
@@ -174,7 +196,8 @@ def galore(
       TypeError: `inner` is no transformation; an argument has the wrong type; `rank` is
         traced.
       ValueError: an argument is out of range; axes overlap or do not exist; nothing is
-        projected; `inner` keeps parameter values in its state; the state was made with
+        projected; a pattern matches no leaf, or none a projected one; `inner` keeps
+        parameter values in its state; the state was made with
         another configuration; updates and params are different trees.
 
     Example:
@@ -196,6 +219,7 @@ def galore(
             "rank": rank,
             "update_proj_gap": update_proj_gap,
             "scale": scale,
+            "full_size_rate": full_size_rate,
             "proj_type": proj_type,
             "subspace": subspace,
             "weight_dimension_numbers": weight_dimension_numbers,
@@ -229,9 +253,9 @@ def with_projection(function: _Optimizer, *, without: str = "") -> _Optimizer:
     return function
 
 
-def config_of(projection: Projection) -> Config:
+def config_of(projection: Projection, residual: Residual | None = None) -> Config:
     """Of what was given, with the defaults of `galore` for the rest."""
     unknown = [name for name in projection if name not in _DEFAULTS]
     if unknown:
         raise TypeError(f"unexpected arguments: {', '.join(unknown)}. See `galore`.")
-    return make_config(cast(Projection, _DEFAULTS | dict(projection)))
+    return make_config(cast(Projection, _DEFAULTS | dict(projection)), residual)

@@ -69,6 +69,9 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
         moments=go.moments.rotate(),
         update_proj_gap=2,
     ),
+    "galore_adamw, full_size_rate": lambda: go.galore_adamw(
+        LR, rank=4, full_size_rate=0.3, update_proj_gap=2
+    ),
     "galore_adamw, full, reset": lambda: go.galore_adamw(
         LR, rank=4, moments=go.moments.reset(), proj_type="full", update_proj_gap=2
     ),
