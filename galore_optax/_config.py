@@ -14,11 +14,12 @@ from galore_optax._arguments import called_with_the_step
 from galore_optax._selection.dimensions import WeightDimensionNumbers
 from galore_optax._selection.matrices import Matrix
 from galore_optax._selection.rule import Selection
-from galore_optax._storage.projectors import storage_of
+from galore_optax._storage.numbers import Numbers
+from galore_optax._storage.projectors import Storage, storage_of
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.moments import AtRefresh
 from galore_optax.residual import Residual
-from galore_optax.subspace import Subspace
+from galore_optax.subspace import ByNumbers, Subspace
 
 DEFAULT_SCALE = 0.25
 
@@ -72,6 +73,7 @@ def make_config(projection: Projection, residual: Any = None) -> Config:
     scale = projection["scale"]
     subspace, moments = _method(projection["subspace"]), _moments(projection["moments"])
     _refuse_turning(moments, subspace)
+    _refuse_aligning(moments, subspace)
     _check_residual(residual, projection["proj_type"])
     return Config(
         selection=Selection(
@@ -80,7 +82,7 @@ def make_config(projection: Projection, residual: Any = None) -> Config:
             DEFAULT_SCALE if scale is None else scale,
             projection["proj_type"],
             projection["weight_dimension_numbers"],
-            storage_of(projection["projector_dtype"]),
+            _storage(projection["projector_dtype"], subspace),
         ),
         subspace=subspace,
         stagger=_flag("stagger", projection["stagger"]),
@@ -98,9 +100,21 @@ def _method(subspace: Any) -> Subspace:
         raise TypeError(
             f"subspace={subspace!r} is no subspace method. Write one of"
             " galore_optax.subspace.power(), randomized(), eigh(), svd(), random(), or"
-            " pass an object with the methods of galore_optax.subspace.Subspace."
+            " another, or an object with the methods of galore_optax.subspace.Subspace."
         )
     return subspace
+
+
+def _storage(projector_dtype: Any, subspace: Subspace) -> Storage:
+    if not isinstance(subspace, ByNumbers):
+        return storage_of(projector_dtype)
+    if projector_dtype is not None:
+        raise ValueError(
+            f"projector_dtype={projector_dtype!r} has no effect on {subspace!r}, which"
+            " stores a number a column and makes projectors anew beside each product."
+            " Leave it out, or use another subspace."
+        )
+    return Numbers(subspace)
 
 
 def _moments(moments: Any) -> AtRefresh:
@@ -124,13 +138,22 @@ def _refuse_turning(moments: AtRefresh, subspace: Subspace) -> None:
         )
 
 
+def _refuse_aligning(moments: AtRefresh, subspace: Subspace) -> None:
+    if moments.align_signs and isinstance(subspace, ByNumbers):
+        raise ValueError(
+            f"moments={moments!r} gives columns other signs, and those of {subspace!r}"
+            " are made of their numbers alone. Use moments=galore_optax.moments.keep()."
+        )
+
+
 def _check_residual(residual: Any, proj_type: Any) -> None:
     if residual is None:
         return
     if not isinstance(residual, Residual) or isinstance(residual, type):
         raise TypeError(
-            f"residual={residual!r} is no residual. Write galore_optax.residual.fira(),"
-            " or pass an object with the method of galore_optax.residual.Residual."
+            f"residual={residual!r} is no residual. Write galore_optax.residual.fira()"
+            " or apollo(), or pass an object with the attribute and the method of"
+            " galore_optax.residual.Residual."
         )
     if proj_type == "full":
         raise ValueError(
