@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import jax
@@ -216,13 +216,15 @@ _DEFAULTS = {x: _PARAMETERS[x].default for x in Projection.__annotations__} | {
 }
 
 
-def with_projection(function: _Optimizer, *, without: str = "") -> _Optimizer:
+def with_projection(
+    function: _Optimizer, *, without: str = "", defaults: Mapping[str, Any] = {}
+) -> _Optimizer:
     """Shows the arguments of `galore` in the signature of what takes `**projection`."""
     own = inspect.signature(function)
     kept = [x for x in own.parameters.values() if x.kind is not x.VAR_KEYWORD]
     theirs = [
-        _PARAMETERS[name].replace(default=_DEFAULTS[name])
-        for name in _DEFAULTS
+        _PARAMETERS[name].replace(default=default)
+        for name, default in (_DEFAULTS | dict(defaults)).items()
         if name != without
     ]
     function.__signature__ = own.replace(parameters=kept + theirs)  # type: ignore[attr-defined]

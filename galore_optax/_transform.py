@@ -199,8 +199,8 @@ def _update(
         more = residuals(
             config.residual, frame, coordinates, directions, state.residual
         )
-    lifted = frame.lift(more.directions, like.values, decay)
-    return _emit(plan, more.added(plan, lifted), like), state._replace(
+    lifted = more.lifted(frame, like.values, decay)
+    return _emit(plan, lifted, like), state._replace(
         count=optax.safe_increment(state.count),
         inner_state=inner_state,
         residual=more.norms,

@@ -93,23 +93,47 @@ class Adam:
 
 
 @dataclasses.dataclass
-class Fira(Adam):
-    """Its residual, scaled by columns, and its limiter."""
+class _Limited(Adam):
+    """The norm-growth limiter of Fira and APOLLO."""
 
     gamma: float = 1.01
-    kept: float = 1.0  # what is taken out of the gradient, of its part in the subspace
     before: float | None = None
     limits: int = 0
 
-    def direction(self, G: np.ndarray) -> np.ndarray:
-        R = self.renewed(G)
-        N = self.inner(R)
-        axis = 0 if self.left else 1
-        lengths = [np.linalg.norm(x, axis=axis, keepdims=True) for x in (N, R)]
-        S = (G - self.kept * self._lift(R)) * (lengths[0] / (lengths[1] + 1e-8))
+    def limited(self, S: np.ndarray) -> np.ndarray:
         norm = np.linalg.norm(S)
         if self.before is not None and norm > self.gamma * self.before:
             S, norm = S / norm * self.gamma * self.before, self.gamma * self.before
             self.limits += 1
         self.before = norm
+        return S
+
+    def column_norms(self, x: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(x, axis=0 if self.left else 1, keepdims=True)
+
+
+@dataclasses.dataclass
+class Fira(_Limited):
+    """Its residual, scaled by columns, and its limiter."""
+
+    kept: float = 1.0  # what is taken out of the gradient, of its part in the subspace
+
+    def direction(self, G: np.ndarray) -> np.ndarray:
+        R = self.renewed(G)
+        N = self.inner(R)
+        factors = self.column_norms(N) / (self.column_norms(R) + 1e-8)
+        S = self.limited((G - self.kept * self._lift(R)) * factors)
         return self.scale * self._lift(N) + S
+
+
+@dataclasses.dataclass
+class Apollo(_Limited):
+    """The gradient, scaled by columns, or whole in APOLLO-Mini, and its limiter."""
+
+    granularity: str = "channel"
+
+    def direction(self, G: np.ndarray) -> np.ndarray:
+        R = self.renewed(G)
+        N = self.inner(R)
+        norms = self.column_norms if self.granularity == "channel" else np.linalg.norm
+        return self.limited(self.scale * G * (norms(N) / (norms(R) + 1e-8)))

@@ -239,6 +239,7 @@ PARTS = {
     "rotated": lambda: galore(moments=go.moments.rotate()),
     "reset": lambda: galore(moments=go.moments.reset()),
     "fira": lambda: go.fira_adamw(0.1, rank=4, update_proj_gap=2),
+    "apollo": lambda: go.apollo_adamw(0.1, rank=4, update_proj_gap=2),
 }
 
 

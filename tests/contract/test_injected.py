@@ -35,7 +35,11 @@ class Factory:
 
 
 # A callable that Optax would take for a schedule; a number that bf16 would round.
-OWN_STATIC = {go.galore_adamw8bit: ("code",), go.fira_adamw: ("gamma",)}
+OWN_STATIC = {
+    go.galore_adamw8bit: ("code",),
+    go.fira_adamw: ("gamma",),
+    go.apollo_adamw: ("gamma",),
+}
 LEARNING = {"learning_rate": LR, "rank": 4}
 FACTORIES = {
     "galore(adam)": Factory(go.galore, {"inner": optax.adam(LR), "rank": 4}),
@@ -46,8 +50,9 @@ FACTORIES = {
     ),
     "galore_adafactor": Factory(go.galore_adafactor, LEARNING),
     "fira_adamw": Factory(go.fira_adamw, LEARNING),
+    "apollo_adamw": Factory(go.apollo_adamw, LEARNING),
 }
-DECAYING = ["galore_adamw", "galore_adamw8bit", "fira_adamw"]
+DECAYING = ["galore_adamw", "galore_adamw8bit", "fira_adamw", "apollo_adamw"]
 
 
 def only_w(tree: Any) -> Any:
