@@ -35,6 +35,7 @@ class Config:
     seed: int | jax.Array
     moments: AtRefresh
     residual: Residual | None
+    needs_whole: str = ""  # what needs whole gradients, if anything does
 
     def inner_dtype(self, matrix: Matrix | None, dtype: jnp.dtype) -> jnp.dtype:
         """What the inner computes in for a leaf of `dtype`.
@@ -90,6 +91,7 @@ def make_config(projection: Projection, residual: Any = None) -> Config:
         seed=projection["seed"],
         moments=moments,
         residual=residual,
+        needs_whole="" if residual is None else f"residual={residual!r}",
     )
 
 
@@ -123,18 +125,18 @@ def _moments(moments: Any) -> AtRefresh:
     if not isinstance(moments, AtRefresh) or isinstance(moments, type):
         raise TypeError(
             f"moments={moments!r} says not what becomes of moments at a refresh. Write"
-            " one of galore_optax.moments.keep(), reset(), rotate(), or pass an object"
-            " with the methods of galore_optax.moments.AtRefresh."
+            " one of galore_optax.moments.keep(), reset(), rotate(), transfer(), or"
+            " pass an object with the methods of galore_optax.moments.AtRefresh."
         )
     return moments
 
 
 def _refuse_turning(moments: AtRefresh, subspace: Subspace) -> None:
-    if moments.turns and not subspace.orthonormal:
+    if moments.rotates and not subspace.orthonormal:
         raise ValueError(
             f"moments={moments!r} turns moments by P_newᵀ P_old, which is a rotation"
             f" only between orthonormal bases, and those of {subspace!r} are not. Use"
-            " an orthonormal subspace, or moments=galore_optax.moments.reset()."
+            " an orthonormal subspace, or moments=galore_optax.moments.transfer()."
         )
 
 

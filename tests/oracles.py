@@ -69,6 +69,8 @@ class Adam:
     def _carry(self, Q: list[np.ndarray]) -> None:
         if self.moments == "reset":
             self.M, self.V = 0 * self.M, 0 * self.V
+        if self.moments == "transfer":  # GoLore, and Flora, which has no V
+            self.M = self._turn(Q, self.M)
         if self.moments == "rotate":  # LDAdam, Algorithm 1
             mean, square = self._mean(), self._square()
             squares = [q**2 for q in Q]
@@ -137,3 +139,27 @@ class Apollo(_Limited):
         N = self.inner(R)
         norms = self.column_norms if self.granularity == "channel" else np.linalg.norm
         return self.limited(self.scale * G * (norms(N) / (norms(R) + 1e-8)))
+
+
+@dataclasses.dataclass
+class LDAdam(Adam):
+    """Bases from momentum and gradient; moments rotated; errors fed back."""
+
+    moments: str = "rotate"
+    scale: float = 1.0
+    rho: float = 0.908
+    feedback: bool = True
+    e: Any = 0.0
+
+    def direction(self, G: np.ndarray) -> np.ndarray:
+        A = G + self.e
+        before = self._lift(self.M) if self.t else 0 * A
+        mean = before / (1 - self.b1**self.t) if self.t else before
+        self.renewed(self.rho * mean + (1 - self.rho) * A)
+        left = A + self.b1 / (1 - self.b1) * before
+        turned = self._lift(self.M) if self.t else 0 * A
+        R = self._project(A)
+        if self.feedback:
+            inside = self._lift(R) + self.b1 / (1 - self.b1) * turned
+            self.e = left - inside
+        return self.scale * self._lift(self.inner(R))

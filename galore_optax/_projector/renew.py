@@ -22,7 +22,7 @@ from galore_optax._projector.project import accumulation_dtype
 from galore_optax._storage.numbers import Numbers
 from galore_optax._storage.projectors import Projectors, Storage
 from galore_optax._xla.order import row_major
-from galore_optax.subspace import Subspace
+from galore_optax.subspace import ByStep, Subspace
 from galore_optax.subspace._base import matmul
 
 # Householder QR and LAPACK stay near 1e-6, the slowest accelerator's eigensolvers near
@@ -143,7 +143,9 @@ def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
     chunks = _chunks(sum(group.counts), size)
     due = chunks.due(turn.lanes)
     storage = group.leaves[0].matrix.storage
-    propose = functools.partial(_propose, run.method, storage, run.align_signs)
+    propose = functools.partial(
+        _propose, run.method, storage, run.align_signs, run.step
+    )
 
     def body(_: jax.Array, state: _Loop) -> _Loop:
         chunk = _next(due, state.chunk)
@@ -191,6 +193,7 @@ def _propose(
     method: Subspace,
     storage: Storage,
     align_signs: bool,
+    step: jax.Array,
     gradients: Sequence[jax.Array],
     previous: Projectors,
     key: jax.Array,
@@ -207,11 +210,14 @@ def _propose(
     sides = list(zip(units, previous, keys, strict=True))
     if isinstance(storage, Numbers):
         return tuple(storage.found(*side, cold) for side in sides), usable
+    find = method.basis
+    if isinstance(method, ByStep):
+        find = functools.partial(method.basis_at, step)
     bases = []
     for unit, stored, of_side in sides:
         rank = jax.tree.leaves(stored)[0].shape[1]
         old = storage.decode(stored, (len(unit), rank), dtype).astype(dtype)
-        basis = method.basis(unit, old, of_side, cold)
+        basis = find(unit, old, of_side, cold)
         check_shape(method, basis, unit.shape, rank)
         bases.append(aligned(basis, old) if align_signs else basis)
     new, sound = store(method, storage, bases, previous)

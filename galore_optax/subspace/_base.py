@@ -83,6 +83,22 @@ class ByProducts(Subspace, Protocol):
 
 
 @runtime_checkable
+class ByStep(Subspace, Protocol):
+    """A method that finds bases in another way as training goes on."""
+
+    def basis_at(
+        self,
+        step: jax.Array,
+        gradient: jax.Array,
+        previous: jax.Array,
+        key: jax.Array,
+        cold: jax.Array,
+    ) -> jax.Array:
+        """As `basis`, at `step`, int32 scalar: updates so far."""
+        ...
+
+
+@runtime_checkable
 class ByNumbers(Subspace, Protocol):
     """A method whose columns are made of one number each, and never stored themselves.
 
