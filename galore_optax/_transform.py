@@ -209,12 +209,13 @@ def _update(
 
 def refuse_coordinates(config: Config) -> None:
     """Raises where coordinates are not enough."""
-    if config.residual is not None:
+    if config.needs_whole:
         raise ValueError(
-            f"residual={config.residual!r} is made of what a gradient has outside of"
+            f"{config.needs_whole} is made of what a gradient has outside of"
             " the subspace, and coordinates do not hold that: project_gradients,"
             " update_projected, value_and_projected_grad and layerwise accumulation"
-            " give nothing else. Use tx.update with whole gradients, or no residual."
+            " give nothing else. Use tx.update with whole gradients, or what needs no"
+            " more than coordinates."
         )
 
 

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import galore_optax as go
 from galore_optax import layerwise, memory
+from tests.helpers import Tilted
 from tests.meshes import AUTO, EIGHT_BIT, EXPLICIT, LR, eight, galore, is_shape, mesh_of
 
 MATRIX = {"dense": {"kernel": (16, 64)}}
@@ -239,6 +240,11 @@ PARTS = {
     "rotated": lambda: galore(moments=go.moments.rotate()),
     "reset": lambda: galore(moments=go.moments.reset()),
     "fira": lambda: go.fira_adamw(0.1, rank=4, update_proj_gap=2),
+    "golore": lambda: galore(
+        subspace=go.subspace.golore(random_from=4), moments=go.moments.transfer()
+    ),
+    "dct": lambda: galore(subspace=go.subspace.dct(), moments=go.moments.rotate()),
+    "ldadam": lambda: go.ldadam(0.1, rank=4, subspace=Tilted()),
     "apollo": lambda: go.apollo_adamw(0.1, rank=4, update_proj_gap=2),
 }
 

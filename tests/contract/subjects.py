@@ -61,9 +61,27 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
     "galore(adam), gaussian": lambda: go.galore(
         optax.adam(LR), rank=4, subspace=go.subspace.gaussian(), update_proj_gap=2
     ),
+    "galore(adam), golore": lambda: go.galore(
+        optax.adam(LR),
+        rank=4,
+        subspace=go.subspace.golore(random_from=2),
+        moments=go.moments.transfer(),
+        update_proj_gap=2,
+    ),
+    "galore(adam), sara": lambda: go.galore(
+        optax.adam(LR), rank=4, subspace=go.subspace.sara(), update_proj_gap=2
+    ),
+    "galore(adam), dct": lambda: go.galore(
+        optax.adam(LR),
+        rank=4,
+        subspace=go.subspace.dct(),
+        moments=go.moments.rotate(),
+        update_proj_gap=2,
+    ),
     "apollo_mini_adamw": lambda: go.apollo_mini_adamw(
         LR, weight_decay=0.1, update_proj_gap=3
     ),
+    "ldadam": lambda: go.ldadam(LR, rank=4, weight_decay=0.1),
     "galore(adam), full": lambda: go.galore(optax.adam(LR), rank=4, proj_type="full"),
     "galore(adam), int4": lambda: go.galore(
         optax.adam(LR), rank=4, projector_dtype="int4", update_proj_gap=3
@@ -118,6 +136,7 @@ INSIDE = (
     "fira_adamw",
     "apollo_adamw",
     "apollo_mini_adamw",
+    "ldadam",
 )
 outermost = _rows({k: v for k, v in TRANSFORMATIONS.items() if k not in INSIDE}, QUICK)
 ready_made = _rows(READY_MADE, READY_MADE)

@@ -39,6 +39,7 @@ OWN_STATIC = {
     go.galore_adamw8bit: ("code",),
     go.fira_adamw: ("gamma",),
     go.apollo_adamw: ("gamma",),
+    go.ldadam: ("error_feedback",),
 }
 LEARNING = {"learning_rate": LR, "rank": 4}
 FACTORIES = {
@@ -51,8 +52,9 @@ FACTORIES = {
     "galore_adafactor": Factory(go.galore_adafactor, LEARNING),
     "fira_adamw": Factory(go.fira_adamw, LEARNING),
     "apollo_adamw": Factory(go.apollo_adamw, LEARNING),
+    "ldadam": Factory(go.ldadam, LEARNING),
 }
-DECAYING = ["galore_adamw", "galore_adamw8bit", "fira_adamw", "apollo_adamw"]
+DECAYING = ["galore_adamw", "galore_adamw8bit", "fira_adamw", "apollo_adamw", "ldadam"]
 
 
 def only_w(tree: Any) -> Any:
