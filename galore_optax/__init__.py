@@ -20,6 +20,7 @@ from galore_optax._optimizers.apollo import apollo_mini_adamw as apollo_mini_ada
 from galore_optax._optimizers.fira import fira_adamw as fira_adamw
 from galore_optax._optimizers.ldadam import LDAdamState as LDAdamState
 from galore_optax._optimizers.ldadam import ldadam as ldadam
+from galore_optax._optimizers.muon import galore_muon as galore_muon
 from galore_optax._placing.state import state_shardings as state_shardings
 from galore_optax._placing.transformation import sharded as sharded
 from galore_optax._projector.coordinates import project_gradients as project_gradients

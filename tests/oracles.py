@@ -163,3 +163,30 @@ class LDAdam(Adam):
             inside = self._lift(R) + self.b1 / (1 - self.b1) * turned
             self.e = left - inside
         return self.scale * self._lift(self.inner(R))
+
+
+@dataclasses.dataclass
+class Muon(Adam):
+    """The momentum in coordinates, orthogonalised by Newton and Schulz."""
+
+    beta: float = 0.95
+    factor: float = 1.0  # by the shape of the weights
+    steps: int = 5
+
+    def inner(self, R: np.ndarray) -> np.ndarray:
+        self.t += 1
+        self.M = self.beta * self.M + (1 - self.beta) * R
+        ahead = self.beta * self.M / (1 - self.beta ** (self.t + 1))
+        now = (1 - self.beta) * R / (1 - self.beta**self.t)
+        return self.factor * newton_schulz(ahead + now, self.steps)
+
+
+def newton_schulz(X: np.ndarray, steps: int) -> np.ndarray:
+    """Muon's quintic iteration."""
+    if X.shape[0] > X.shape[1]:
+        return newton_schulz(X.T, steps).T
+    X = X / (np.linalg.norm(X) + 1e-8)
+    for _ in range(steps):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.775 * A + 2.0315 * A @ A) @ X
+    return X

@@ -182,8 +182,10 @@ class _LDAdam:
         found, after = self.galore.update(
             whole, turned, params, refresh=False, **extra_args
         )
-        error = self._error(plan, fed, momentum, turned) if self.feedback else ()
-        return found, LDAdamState(after, error)
+        if not self.feedback:
+            return found, LDAdamState(after, ())
+        errors = self._errors(plan, fed, momentum, turned)
+        return found, LDAdamState(after, _stored_as(plan, state.error, errors))
 
     def _fed(self, plan: Plan, error: Any) -> list[jax.Array]:
         """`A = G + e` of each projected leaf, f32 at least."""
@@ -204,13 +206,13 @@ class _LDAdam:
             for a, m in zip(fed, momentum, strict=True)
         ]
 
-    def _error(
+    def _errors(
         self,
         plan: Plan,
         fed: Sequence[jax.Array],
         momentum: Sequence[jax.Array],
         state: GaLoreState,
-    ) -> Any:
+    ) -> list[jax.Array]:
         """What the update of `fed` lacks, `state` having its bases and turned moments.
 
         By `P'(P'ᵀA + c M)`, one product lifts both parts.
@@ -226,10 +228,7 @@ class _LDAdam:
             gradient = plan.flat.values[matrix.position]
             inside = lift(matrix, bases, low, sharding_of(matrix.path, gradient))
             errors.append(a + ratio * before.astype(a.dtype) - inside)
-        leaves = plan.pairs()
-        return plan.arrange(
-            x.astype(like.dtype) for x, (_, like) in zip(errors, leaves, strict=True)
-        )
+        return errors
 
 
 def _check_state(state: Any) -> None:
@@ -264,5 +263,11 @@ def _with(plan: Plan, values: Sequence[jax.Array]) -> Plan:
 
 
 def _tree(plan: Plan, values: Sequence[jax.Array]) -> Any:
-    flat = _with(plan, values).flat
-    return flat.treedef.unflatten(flat.nodes)
+    """As the gradients are, boxes included."""
+    found = _with(plan, values).flat.values
+    return plan.flat.rebuild(found, [True] * len(found))
+
+
+def _stored_as(plan: Plan, old: Any, new: Sequence[jax.Array]) -> Any:
+    pairs = zip(new, plan.read(old), strict=True)
+    return plan.arrange(x.astype(like.dtype) for x, like in pairs)

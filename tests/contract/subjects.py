@@ -81,6 +81,10 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
     "apollo_mini_adamw": lambda: go.apollo_mini_adamw(
         LR, weight_decay=0.1, update_proj_gap=3
     ),
+    "galore_muon": lambda: go.galore_muon(
+        LR, rank=4, weight_decay=0.1, update_proj_gap=2
+    ),
+    "galore(muon)": lambda: go.galore(optax.contrib.muon(LR), rank=4),
     "ldadam": lambda: go.ldadam(LR, rank=4, weight_decay=0.1),
     "galore(adam), full": lambda: go.galore(optax.adam(LR), rank=4, proj_type="full"),
     "galore(adam), int4": lambda: go.galore(
