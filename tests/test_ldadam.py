@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from optax.contrib import MuonDimensionNumbers
 
@@ -17,7 +18,7 @@ from galore_optax.subspace._base import matmul, orthonormalise
 from tests.helpers import Tilted, tilted
 from tests.oracles import LDAdam
 from tests.test_at_refresh import AXES, GRADIENTS, LR, PARAMS, RANK, matrices
-from tests.test_layerwise import MODEL, parameters
+from tests.test_layerwise import MODEL, assert_close, batches, loss_of, parameters
 from tests.test_residual import WHOLE
 
 RATES = {"b1": 0.9, "b2": 0.99}
@@ -158,13 +159,24 @@ def test_coordinates_alone_are_refused(way: str) -> None:
         WHOLE[way](tx, tx.init(params))
 
 
-def test_feedback_layer_by_layer_is_refused() -> None:
-    step = layerwise.make_step(MODEL, go.ldadam(LR, rank=RANK))
+def test_layer_by_layer() -> None:
+    """Errors of all layers would be held; without them it is as the plain step."""
     with pytest.raises(ValueError, match="error_feedback"):
-        step.init(parameters())
-    layerwise.make_step(MODEL, go.ldadam(LR, rank=RANK, error_feedback=False)).init(
-        parameters()
-    )
+        layerwise.make_step(MODEL, go.ldadam(LR, rank=RANK)).init(parameters())
+    # Gradients of 1e-2 are off by roundings of a hundred terms, 1e-8, and updates by
+    # 1e-8 / eps of the rate a step; weights below 1 are rounded in each.
+    tx = go.ldadam(LR, rank=RANK, subspace=Tilted(), eps=1e-3, error_feedback=False)
+    step = layerwise.make_step(MODEL, tx)
+    params = whole = parameters()
+    state, whole_state = step.init(params), tx.init(whole)
+    update = jax.jit(step.update)
+    for number in range(3):
+        data = batches(number, 1)
+        params, state, _ = update(params, state, data)
+        gradients = jax.grad(lambda p, x=data: loss_of(MODEL, p, x[0]))(whole)
+        updates, whole_state = tx.update(gradients, whole_state, whole)
+        whole = optax.apply_updates(whole, updates)
+    assert_close(params, whole, 3 * (1e-5 * LR + 2 * 2**-25))
 
 
 REFUSED = {
