@@ -6,6 +6,7 @@ from importlib.metadata import version as _version
 
 from galore_optax import codes as codes
 from galore_optax import moments as moments
+from galore_optax import refresh as refresh
 from galore_optax import residual as residual
 from galore_optax import subspace as subspace
 from galore_optax._asking.describe import describe as describe

@@ -18,6 +18,7 @@ from galore_optax._storage.numbers import Numbers
 from galore_optax._storage.projectors import Storage, storage_of
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.moments import AtRefresh
+from galore_optax.refresh import RefreshRule
 from galore_optax.residual import Residual
 from galore_optax.subspace import ByNumbers, Subspace
 
@@ -35,6 +36,7 @@ class Config:
     seed: int | jax.Array
     moments: AtRefresh
     residual: Residual | None
+    refresh: RefreshRule | None
     needs_whole: str = ""  # what needs whole gradients, if anything does
 
     def inner_dtype(self, matrix: Matrix | None, dtype: jnp.dtype) -> jnp.dtype:
@@ -66,6 +68,7 @@ class Projection(TypedDict, total=False):
     projector_dtype: Any
     moment_dtype: Any
     moments: AtRefresh | None
+    refresh: RefreshRule | None
     seed: int | jax.Array
 
 
@@ -91,6 +94,7 @@ def make_config(projection: Projection, residual: Any = None) -> Config:
         seed=projection["seed"],
         moments=moments,
         residual=residual,
+        refresh=_rule(projection["refresh"], subspace),
         needs_whole="" if residual is None else f"residual={residual!r}",
     )
 
@@ -129,6 +133,24 @@ def _moments(moments: Any) -> AtRefresh:
             " pass an object with the methods of galore_optax.moments.AtRefresh."
         )
     return moments
+
+
+def _rule(refresh: Any, subspace: Subspace) -> RefreshRule | None:
+    if refresh is None:
+        return None
+    if not isinstance(refresh, RefreshRule) or isinstance(refresh, type):
+        raise TypeError(
+            f"refresh={refresh!r} is no refresh rule. Write"
+            " galore_optax.refresh.lazy(), or pass an object with the method of"
+            " galore_optax.refresh.RefreshRule."
+        )
+    if not subspace.orthonormal:
+        raise ValueError(
+            f"refresh={refresh!r} goes by the overlap of subspaces, which is read off"
+            f" orthonormal bases, and those of {subspace!r} are not. Use another"
+            " subspace, or no rule."
+        )
+    return refresh
 
 
 def _refuse_turning(moments: AtRefresh, subspace: Subspace) -> None:

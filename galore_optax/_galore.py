@@ -17,6 +17,7 @@ from galore_optax._state import GaLoreState
 from galore_optax._transform import projected
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax.moments import AtRefresh
+from galore_optax.refresh import RefreshRule
 from galore_optax.residual import Residual
 from galore_optax.subspace import Subspace
 
@@ -110,6 +111,7 @@ def galore(
     projector_dtype: Any = None,
     moment_dtype: Any = None,
     moments: AtRefresh | None = None,
+    refresh: RefreshRule | None = None,
     residual: Residual | None = None,
     seed: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -162,6 +164,8 @@ def galore(
       moments: what becomes of the inner's moments when a matrix takes a new basis; an
         object of `galore_optax.moments`, `keep()` if `None`. Moments that move are
         constants to differentiation through a step that may refresh.
+      refresh: how many gaps a matrix keeps its basis; an object of
+        `galore_optax.refresh`, always one if `None`.
       residual: what the update takes from the gradient outside of the subspace; an
         object of `galore_optax.residual`, nothing if `None`. It needs whole gradients.
       seed: of the subspace methods that draw random numbers.
@@ -203,6 +207,7 @@ def galore(
             "projector_dtype": projector_dtype,
             "moment_dtype": moment_dtype,
             "moments": moments,
+            "refresh": refresh,
             "seed": seed,
         },
         residual,

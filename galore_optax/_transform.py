@@ -93,7 +93,7 @@ def _init(
         count=jnp.zeros([], jnp.int32),
         key=jax.random.PRNGKey(config.seed),
         projector=plan.arrange(map(_state.as_node, projectors)),
-        refresh=initial_refresh(plan),
+        refresh=initial_refresh(plan, config.refresh),
         inner_state=inner_state,
         residual=initial_norms(plan, config.residual),
     )
@@ -111,7 +111,7 @@ def _unlabelled(inner_of: InnerOf, config: Config) -> GaLoreState:
         count=leaf(),
         key=jax.random.PRNGKey(config.seed),
         projector=leaf(),
-        refresh=Refresh(leaf(), leaf()),
+        refresh=Refresh(leaf(), leaf(), () if config.refresh is None else leaf()),
         inner_state=without_placeholders(inner.init(Placeholder()), leaf),
         residual=() if config.residual is None else leaf(),
     )
@@ -235,6 +235,7 @@ def renew(
         state.refresh,
         method=config.subspace,
         stagger=config.stagger,
+        rule=config.refresh,
         align_signs=config.moments.align_signs,
         count=state.count,
         key=state.key,

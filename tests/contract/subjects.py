@@ -78,6 +78,9 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
         moments=go.moments.rotate(),
         update_proj_gap=2,
     ),
+    "galore(adam), lazy": lambda: go.galore(
+        optax.adam(LR), rank=4, refresh=go.refresh.lazy(), update_proj_gap=1
+    ),
     "apollo_mini_adamw": lambda: go.apollo_mini_adamw(
         LR, weight_decay=0.1, update_proj_gap=3
     ),
