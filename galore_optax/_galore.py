@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import jax
@@ -18,6 +18,7 @@ from galore_optax._transform import projected
 from galore_optax._types import PerLeaf, ProjType, Scalar
 from galore_optax._wrapping.full_size import with_full_size_rate
 from galore_optax.moments import AtRefresh
+from galore_optax.refresh import RefreshRule
 from galore_optax.residual import Residual
 from galore_optax.subspace import Subspace
 
@@ -125,6 +126,7 @@ def galore(
     projector_dtype: Any = None,
     moment_dtype: Any = None,
     moments: AtRefresh | None = None,
+    refresh: RefreshRule | None = None,
     residual: Residual | None = None,
     seed: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -184,6 +186,8 @@ def galore(
       moments: what becomes of the inner's moments when a matrix takes a new basis; an
         object of `galore_optax.moments`, `keep()` if `None`. Moments that move are
         constants to differentiation through a step that may refresh.
+      refresh: how many gaps a matrix keeps its basis; an object of
+        `galore_optax.refresh`, always one if `None`.
       residual: what the update takes from the gradient outside of the subspace; an
         object of `galore_optax.residual`, nothing if `None`. It needs whole gradients.
       seed: of the subspace methods that draw random numbers.
@@ -227,6 +231,7 @@ def galore(
             "projector_dtype": projector_dtype,
             "moment_dtype": moment_dtype,
             "moments": moments,
+            "refresh": refresh,
             "seed": seed,
         },
         residual,
@@ -240,13 +245,15 @@ _DEFAULTS = {x: _PARAMETERS[x].default for x in Projection.__annotations__} | {
 }
 
 
-def with_projection(function: _Optimizer, *, without: str = "") -> _Optimizer:
+def with_projection(
+    function: _Optimizer, *, without: str = "", defaults: Mapping[str, Any] = {}
+) -> _Optimizer:
     """Shows the arguments of `galore` in the signature of what takes `**projection`."""
     own = inspect.signature(function)
     kept = [x for x in own.parameters.values() if x.kind is not x.VAR_KEYWORD]
     theirs = [
-        _PARAMETERS[name].replace(default=_DEFAULTS[name])
-        for name in _DEFAULTS
+        _PARAMETERS[name].replace(default=default)
+        for name, default in (_DEFAULTS | dict(defaults)).items()
         if name != without
     ]
     function.__signature__ = own.replace(parameters=kept + theirs)  # type: ignore[attr-defined]

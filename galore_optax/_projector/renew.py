@@ -19,9 +19,10 @@ from jax import lax
 
 from galore_optax._projector.groups import Group, Leaf, at, each, groups_of, split
 from galore_optax._projector.project import accumulation_dtype
+from galore_optax._storage.numbers import Numbers
 from galore_optax._storage.projectors import Projectors, Storage
 from galore_optax._xla.order import row_major
-from galore_optax.subspace import Subspace
+from galore_optax.subspace import ByStep, Subspace
 from galore_optax.subspace._base import matmul
 
 # Householder QR and LAPACK stay near 1e-6, the slowest accelerator's eigensolvers near
@@ -162,7 +163,9 @@ def _loop(group: Group, turn: Turn, run: Run, size: int, start: _Loop) -> _Loop:
     chunks = _chunks(sum(group.counts), size)
     due = chunks.due(turn.lanes)
     storage = group.leaves[0].matrix.storage
-    propose = functools.partial(_propose, run.method, storage, run.align_signs)
+    propose = functools.partial(
+        _propose, run.method, storage, run.align_signs, run.step
+    )
 
     def body(_: jax.Array, state: _Loop) -> _Loop:
         chunk = _next(due, state.chunk)
@@ -204,6 +207,7 @@ def _propose(
     method: Subspace,
     storage: Storage,
     align_signs: bool,
+    step: jax.Array,
     gradients: Sequence[jax.Array],
     previous: Projectors,
     key: jax.Array,
@@ -213,15 +217,22 @@ def _propose(
     dtype = accumulation_dtype(gradients[0])
     size = jnp.max(jnp.abs(gradients[0])).astype(dtype)
     usable = jnp.isfinite(size) & (size > 0)
+    # Dividing first makes the basis independent of the gradient's scale, squares of
+    # 1e±30 included, and keeps NaN away from LAPACK.
+    units = [jnp.where(usable, x.astype(dtype) / size, 0) for x in gradients]
+    keys = [key_of_side(key, number) for number in range(len(units))]
+    sides = list(zip(units, previous, keys, strict=True))
+    if isinstance(storage, Numbers):
+        return tuple(storage.found(*side, cold) for side in sides), usable
+    find = method.basis
+    if isinstance(method, ByStep):
+        find = functools.partial(method.basis_at, step)
     bases = []
-    for number, (gradient, stored) in enumerate(zip(gradients, previous, strict=True)):
-        # Dividing first makes the basis independent of the gradient's scale, squares of
-        # 1e±30 included, and keeps NaN away from LAPACK.
-        unit = jnp.where(usable, gradient.astype(dtype) / size, 0)
+    for unit, stored, of_side in sides:
         rank = jax.tree.leaves(stored)[0].shape[1]
-        old = storage.decode(stored, (len(gradient), rank), dtype).astype(dtype)
-        basis = method.basis(unit, old, key_of_side(key, number), cold)
-        check_shape(method, basis, gradient.shape, rank)
+        old = storage.decode(stored, (len(unit), rank), dtype).astype(dtype)
+        basis = find(unit, old, of_side, cold)
+        check_shape(method, basis, unit.shape, rank)
         bases.append(aligned(basis, old) if align_signs else basis)
     new, sound = store(method, storage, bases, previous)
     return new, usable & sound
