@@ -6,16 +6,24 @@ from importlib.metadata import version as _version
 
 from galore_optax import codes as codes
 from galore_optax import moments as moments
+from galore_optax import refresh as refresh
 from galore_optax import residual as residual
 from galore_optax import subspace as subspace
 from galore_optax._asking.describe import describe as describe
 from galore_optax._asking.energy import captured_energy as captured_energy
+from galore_optax._asking.metrics import metrics as metrics
 from galore_optax._asking.schedule import refresh_schedule as refresh_schedule
+from galore_optax._convert import convert_state as convert_state
 from galore_optax._galore import galore as galore
 from galore_optax._optimizers.adafactor import galore_adafactor as galore_adafactor
 from galore_optax._optimizers.adamw import galore_adamw as galore_adamw
 from galore_optax._optimizers.adamw import galore_adamw8bit as galore_adamw8bit
+from galore_optax._optimizers.apollo import apollo_adamw as apollo_adamw
+from galore_optax._optimizers.apollo import apollo_mini_adamw as apollo_mini_adamw
 from galore_optax._optimizers.fira import fira_adamw as fira_adamw
+from galore_optax._optimizers.ldadam import LDAdamState as LDAdamState
+from galore_optax._optimizers.ldadam import ldadam as ldadam
+from galore_optax._optimizers.muon import galore_muon as galore_muon
 from galore_optax._placing.state import state_shardings as state_shardings
 from galore_optax._placing.transformation import sharded as sharded
 from galore_optax._projector.coordinates import project_gradients as project_gradients

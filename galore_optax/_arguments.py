@@ -40,15 +40,34 @@ def called_with_the_step(name: str, value: Any) -> str:
     )
 
 
-def check_rank(rank: Any, path: str = "") -> int:
-    """`rank` as an int, or an error that says what to write."""
+def check_rank(rank: Any, path: str = "") -> int | float:
+    """`rank` as an int or as a share, or an error that says what to write."""
     if isinstance(rank, jax.core.Tracer):
         raise TypeError(
             f"rank{_where(path)} is traced, but it decides shapes and must be a Python"
             " int. Write galore_optax.inject_hyperparams(...), or"
             " optax.inject_hyperparams(..., static_args=galore_optax.STATIC_ARGS)."
         )
+    if isinstance(rank, (float, np.floating)):
+        return _share(float(rank), path)
     return _positive_int("rank", rank, path)
+
+
+def _share(rank: float, path: str) -> float:
+    if 0 < rank < 1:
+        return rank
+    raise ValueError(
+        f"rank={rank!r}{_where(path)} must be a positive int, or a share of the shorter"
+        " dimension between 0 and 1, such as 0.25. Without projection use the inner"
+        " optimizer alone."
+    )
+
+
+def rank_of(asked: int | float, dimension: int) -> int:
+    """A rank, or the nearest to a share of `dimension`, which is at least 1."""
+    if isinstance(asked, float):
+        return max(1, round(asked * dimension))
+    return asked
 
 
 def check_gap(gap: Any, path: str = "") -> Scalar:
@@ -64,8 +83,9 @@ def check_scale(scale: Any, path: str = "") -> Scalar:
         return scale
     if not isinstance(scale, (int, float, np.number)) or isinstance(scale, bool):
         raise TypeError(
-            f"scale{_where(path)} is {scale!r}; it must be a number or a callable of"
-            " one galore_optax.Leaf. A schedule goes through optax.inject_hyperparams."
+            f"scale{_where(path)} is {scale!r}; it must be a number, a callable of one"
+            " galore_optax.Leaf or a dictionary of such by pattern. A schedule goes"
+            " through optax.inject_hyperparams."
         )
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(
@@ -73,6 +93,25 @@ def check_scale(scale: Any, path: str = "") -> Scalar:
             " uses 0.25. To freeze a leaf use optax.partition with optax.set_to_zero()."
         )
     return float(scale)
+
+
+def check_full_size_rate(rate: Any) -> Scalar:
+    """`full_size_rate` as a positive finite number, or a traced scalar."""
+    if _is_scalar_array(rate, jnp.floating):
+        return rate
+    if not isinstance(rate, (int, float, np.number)) or isinstance(rate, bool):
+        raise TypeError(
+            f"full_size_rate={rate!r} must be a number, by which the updates of leaves"
+            " at full size are multiplied. A schedule goes through"
+            " galore_optax.inject_hyperparams."
+        )
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(
+            f"full_size_rate={rate!r} must be positive and finite, such as 0.25 beside"
+            " scale=0.25. To freeze leaves use optax.partition with"
+            " optax.set_to_zero()."
+        )
+    return float(rate)
 
 
 def _is_scalar_array(value: Any, kind: Any) -> bool:
@@ -91,6 +130,7 @@ def _positive_int(name: str, value: Any, path: str) -> int:
     if isinstance(value, bool) or number < 1:
         raise ValueError(
             f"{name}={value!r}{_where(path)} must be a positive int, or a callable of"
-            " one galore_optax.Leaf that returns one."
+            " one galore_optax.Leaf that returns one, or a dictionary of such by"
+            " pattern."
         )
     return number

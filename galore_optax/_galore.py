@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import jax
@@ -16,7 +16,9 @@ from galore_optax._selection.dimensions import WeightDimensionNumbers
 from galore_optax._state import GaLoreState
 from galore_optax._transform import projected
 from galore_optax._types import PerLeaf, ProjType, Scalar
+from galore_optax._wrapping.full_size import with_full_size_rate
 from galore_optax.moments import AtRefresh
+from galore_optax.refresh import RefreshRule
 from galore_optax.residual import Residual
 from galore_optax.subspace import Subspace
 
@@ -48,6 +50,7 @@ def _filter(config: Config, scale: Any) -> Filter:
 
     def warning_init(params: Any) -> GaLoreState:
         _refuse_residual(config)
+        _refuse_rate(config)
         warn()
         return init(params)
 
@@ -62,6 +65,17 @@ def _refuse_residual(config: Config) -> None:
             f"residual={config.residual!r} without an inner would make G of G: it is"
             " scaled as the inner scales coordinates. Give the inner:"
             " galore(optax.scale_by_adam(), residual=...)."
+        )
+
+
+def _refuse_rate(config: Config) -> None:
+    rate = config.full_size_rate
+    if not (isinstance(rate, float) and rate == 1):
+        raise ValueError(
+            f"full_size_rate={rate!r} has no effect on galore without an inner"
+            " transformation: what follows in optax.chain would undo it. Give the"
+            " inner, galore(optax.adamw(lr), full_size_rate=...), or use"
+            " galore_optax.chain."
         )
 
 
@@ -94,15 +108,17 @@ def bind(config: Config, inner: Any) -> optax.GradientTransformationExtraArgs:
             " kin do, and its coordinates would be projected again. Use it as it is, or"
             " pass the optimizer itself: galore(optax.adamw(1e-3), rank=128)."
         )
-    return Projecting(*projected(lambda plan: inner, config))
+    tx = projected(lambda plan: inner, config)
+    return Projecting(*with_full_size_rate(tx, config))
 
 
 def galore(
     inner: optax.GradientTransformation | None = None,
     *,
-    rank: PerLeaf[int] = 128,
+    rank: PerLeaf[int | float] = 128,
     update_proj_gap: PerLeaf[Scalar] = 200,
     scale: PerLeaf[Scalar] | None = None,
+    full_size_rate: Scalar = 1.0,
     proj_type: ProjType = "std",
     subspace: Subspace | None = None,
     weight_dimension_numbers: WeightDimensionNumbers = None,
@@ -110,6 +126,7 @@ def galore(
     projector_dtype: Any = None,
     moment_dtype: Any = None,
     moments: AtRefresh | None = None,
+    refresh: RefreshRule | None = None,
     residual: Residual | None = None,
     seed: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -128,7 +145,7 @@ def galore(
     (trust ratios, parameter scales, decay inside its moments) sees the coordinates
     :math:`P^T W / \mathrm{scale}`, and what lies outside the span of :math:`P` is left
     alone. Embeddings, heads, norms, biases and convolutions go to `inner` at full size,
-    unscaled; `describe` prints which leaf is treated how.
+    unscaled but for `full_size_rate`; `describe` prints which leaf is treated how.
 
     `update` takes the extra argument `refresh`: `None` refreshes in the graph whatever
     is due; a static `False` compiles a step without refresh code; a static `True`
@@ -140,10 +157,17 @@ def galore(
       inner: runs on the projected gradients; its updates are lifted and scaled. Without
         it the result filters gradients, :math:`G \to P P^T G`, for
         `galore_optax.chain`; in `optax.chain` that saves no memory, and warns.
-      rank: of the projected gradients, at most min(m, n); or a callable of one `Leaf`.
-      update_proj_gap: steps between refreshes of a projector; or a callable of `Leaf`.
+      rank: of the projected gradients, at most min(m, n); or a share of min(m, n), a
+        float between 0 and 1, rounded to the nearest rank from 1 on.
+      update_proj_gap: steps between refreshes of a projector.
       scale: factor on lifted updates, in effect on the learning rate of the projected
-        leaves; or a callable of `Leaf`; 0.25 if `None`.
+        leaves; 0.25 if `None`. Each of these three may differ by leaf: a dictionary
+        by regular expressions over paths, `{r"attn": 64, r".*": 128}`, whose first
+        that is found decides, or a callable of one `Leaf`.
+      full_size_rate: learning rate of leaves at full size, relative to that of `inner`:
+        with c, these step as by the same optimizer at c times its learning rate, decay
+        included. It has no state. `galore(optax.adamw(4e-3), scale=0.25,
+        full_size_rate=0.25)` treats embeddings, heads and norms as `optax.adamw(1e-3)`.
       proj_type: which side is projected, with rows the output axes: `"std"` the shorter
         (columns of a square matrix), `"reverse_std"` the other, `"left"` the rows,
         `"right"` the columns, `"full"` both, with two projectors.
@@ -162,6 +186,8 @@ def galore(
       moments: what becomes of the inner's moments when a matrix takes a new basis; an
         object of `galore_optax.moments`, `keep()` if `None`. Moments that move are
         constants to differentiation through a step that may refresh.
+      refresh: how many gaps a matrix keeps its basis; an object of
+        `galore_optax.refresh`, always one if `None`.
       residual: what the update takes from the gradient outside of the subspace; an
         object of `galore_optax.residual`, nothing if `None`. It needs whole gradients.
       seed: of the subspace methods that draw random numbers.
@@ -174,7 +200,8 @@ def galore(
       TypeError: `inner` is no transformation; an argument has the wrong type; `rank` is
         traced.
       ValueError: an argument is out of range; axes overlap or do not exist; nothing is
-        projected; `inner` keeps parameter values in its state; the state was made with
+        projected; a pattern matches no leaf, or none a projected one; `inner` keeps
+        parameter values in its state; the state was made with
         another configuration; updates and params are different trees.
 
     Example:
@@ -196,6 +223,7 @@ def galore(
             "rank": rank,
             "update_proj_gap": update_proj_gap,
             "scale": scale,
+            "full_size_rate": full_size_rate,
             "proj_type": proj_type,
             "subspace": subspace,
             "weight_dimension_numbers": weight_dimension_numbers,
@@ -203,6 +231,7 @@ def galore(
             "projector_dtype": projector_dtype,
             "moment_dtype": moment_dtype,
             "moments": moments,
+            "refresh": refresh,
             "seed": seed,
         },
         residual,
@@ -216,22 +245,24 @@ _DEFAULTS = {x: _PARAMETERS[x].default for x in Projection.__annotations__} | {
 }
 
 
-def with_projection(function: _Optimizer, *, without: str = "") -> _Optimizer:
+def with_projection(
+    function: _Optimizer, *, without: str = "", defaults: Mapping[str, Any] = {}
+) -> _Optimizer:
     """Shows the arguments of `galore` in the signature of what takes `**projection`."""
     own = inspect.signature(function)
     kept = [x for x in own.parameters.values() if x.kind is not x.VAR_KEYWORD]
     theirs = [
-        _PARAMETERS[name].replace(default=_DEFAULTS[name])
-        for name in _DEFAULTS
+        _PARAMETERS[name].replace(default=default)
+        for name, default in (_DEFAULTS | dict(defaults)).items()
         if name != without
     ]
     function.__signature__ = own.replace(parameters=kept + theirs)  # type: ignore[attr-defined]
     return function
 
 
-def config_of(projection: Projection) -> Config:
+def config_of(projection: Projection, residual: Residual | None = None) -> Config:
     """Of what was given, with the defaults of `galore` for the rest."""
     unknown = [name for name in projection if name not in _DEFAULTS]
     if unknown:
         raise TypeError(f"unexpected arguments: {', '.join(unknown)}. See `galore`.")
-    return make_config(cast(Projection, _DEFAULTS | dict(projection)))
+    return make_config(cast(Projection, _DEFAULTS | dict(projection)), residual)

@@ -110,7 +110,7 @@ def _check_projector(plan: Plan, position: int, path: str, node: Any) -> None:
 
 def _check_counters(plan: Plan, refresh: Refresh) -> None:
     shapes = [matrix.batch_shape for matrix in plan.projected]
-    for counters in refresh:
+    for counters in (refresh.last, refresh.refused):
         if [x.shape for x in jax.tree.leaves(counters)] != shapes:
             raise ValueError(
                 "the state counts refreshes as galore_optax 0.1 did, in one vector for"

@@ -93,7 +93,7 @@ def _init(
         count=jnp.zeros([], jnp.int32),
         key=jax.random.PRNGKey(config.seed),
         projector=plan.arrange(map(_state.as_node, projectors)),
-        refresh=initial_refresh(plan),
+        refresh=initial_refresh(plan, config.refresh),
         inner_state=inner_state,
         residual=initial_norms(plan, config.residual),
     )
@@ -111,7 +111,7 @@ def _unlabelled(inner_of: InnerOf, config: Config) -> GaLoreState:
         count=leaf(),
         key=jax.random.PRNGKey(config.seed),
         projector=leaf(),
-        refresh=Refresh(leaf(), leaf()),
+        refresh=Refresh(leaf(), leaf(), () if config.refresh is None else leaf()),
         inner_state=without_placeholders(inner.init(Placeholder()), leaf),
         residual=() if config.residual is None else leaf(),
     )
@@ -199,8 +199,8 @@ def _update(
         more = residuals(
             config.residual, frame, coordinates, directions, state.residual
         )
-    lifted = frame.lift(more.directions, like.values, decay)
-    return _emit(plan, more.added(plan, lifted), like), state._replace(
+    lifted = more.lifted(frame, like.values, decay)
+    return _emit(plan, lifted, like), state._replace(
         count=optax.safe_increment(state.count),
         inner_state=inner_state,
         residual=more.norms,
@@ -209,12 +209,13 @@ def _update(
 
 def refuse_coordinates(config: Config) -> None:
     """Raises where coordinates are not enough."""
-    if config.residual is not None:
+    if config.needs_whole:
         raise ValueError(
-            f"residual={config.residual!r} is made of what a gradient has outside of"
+            f"{config.needs_whole} is made of what a gradient has outside of"
             " the subspace, and coordinates do not hold that: project_gradients,"
             " update_projected, value_and_projected_grad and layerwise accumulation"
-            " give nothing else. Use tx.update with whole gradients, or no residual."
+            " give nothing else. Use tx.update with whole gradients, or what needs no"
+            " more than coordinates."
         )
 
 
@@ -234,6 +235,7 @@ def renew(
         state.refresh,
         method=config.subspace,
         stagger=config.stagger,
+        rule=config.refresh,
         align_signs=config.moments.align_signs,
         count=state.count,
         key=state.key,

@@ -42,9 +42,8 @@ EIGHT_BIT = go.quantized(ADAM, code=go.codes.companded(min_size=1))
 
 
 def galore(inner: Any = ADAM, **options: Any) -> Any:
-    return go.galore(
-        inner, rank=RANK, update_proj_gap=GAP, subspace=Tilted(), **options
-    )
+    options = {"subspace": Tilted()} | options
+    return go.galore(inner, rank=RANK, update_proj_gap=GAP, **options)
 
 
 FORMATS: dict[str, Callable[[], Any]] = {

@@ -69,6 +69,8 @@ class Adam:
     def _carry(self, Q: list[np.ndarray]) -> None:
         if self.moments == "reset":
             self.M, self.V = 0 * self.M, 0 * self.V
+        if self.moments == "transfer":  # GoLore, and Flora, which has no V
+            self.M = self._turn(Q, self.M)
         if self.moments == "rotate":  # LDAdam, Algorithm 1
             mean, square = self._mean(), self._square()
             squares = [q**2 for q in Q]
@@ -93,23 +95,98 @@ class Adam:
 
 
 @dataclasses.dataclass
-class Fira(Adam):
-    """Its residual, scaled by columns, and its limiter."""
+class _Limited(Adam):
+    """The norm-growth limiter of Fira and APOLLO."""
 
     gamma: float = 1.01
-    kept: float = 1.0  # what is taken out of the gradient, of its part in the subspace
     before: float | None = None
     limits: int = 0
 
-    def direction(self, G: np.ndarray) -> np.ndarray:
-        R = self.renewed(G)
-        N = self.inner(R)
-        axis = 0 if self.left else 1
-        lengths = [np.linalg.norm(x, axis=axis, keepdims=True) for x in (N, R)]
-        S = (G - self.kept * self._lift(R)) * (lengths[0] / (lengths[1] + 1e-8))
+    def limited(self, S: np.ndarray) -> np.ndarray:
         norm = np.linalg.norm(S)
         if self.before is not None and norm > self.gamma * self.before:
             S, norm = S / norm * self.gamma * self.before, self.gamma * self.before
             self.limits += 1
         self.before = norm
+        return S
+
+    def column_norms(self, x: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(x, axis=0 if self.left else 1, keepdims=True)
+
+
+@dataclasses.dataclass
+class Fira(_Limited):
+    """Its residual, scaled by columns, and its limiter."""
+
+    kept: float = 1.0  # what is taken out of the gradient, of its part in the subspace
+
+    def direction(self, G: np.ndarray) -> np.ndarray:
+        R = self.renewed(G)
+        N = self.inner(R)
+        factors = self.column_norms(N) / (self.column_norms(R) + 1e-8)
+        S = self.limited((G - self.kept * self._lift(R)) * factors)
         return self.scale * self._lift(N) + S
+
+
+@dataclasses.dataclass
+class Apollo(_Limited):
+    """The gradient, scaled by columns, or whole in APOLLO-Mini, and its limiter."""
+
+    granularity: str = "channel"
+
+    def direction(self, G: np.ndarray) -> np.ndarray:
+        R = self.renewed(G)
+        N = self.inner(R)
+        norms = self.column_norms if self.granularity == "channel" else np.linalg.norm
+        return self.limited(self.scale * G * (norms(N) / (norms(R) + 1e-8)))
+
+
+@dataclasses.dataclass
+class LDAdam(Adam):
+    """Bases from momentum and gradient; moments rotated; errors fed back."""
+
+    moments: str = "rotate"
+    scale: float = 1.0
+    rho: float = 0.908
+    feedback: bool = True
+    e: Any = 0.0
+
+    def direction(self, G: np.ndarray) -> np.ndarray:
+        A = G + self.e
+        before = self._lift(self.M) if self.t else 0 * A
+        mean = before / (1 - self.b1**self.t) if self.t else before
+        self.renewed(self.rho * mean + (1 - self.rho) * A)
+        left = A + self.b1 / (1 - self.b1) * before
+        turned = self._lift(self.M) if self.t else 0 * A
+        R = self._project(A)
+        if self.feedback:
+            inside = self._lift(R) + self.b1 / (1 - self.b1) * turned
+            self.e = left - inside
+        return self.scale * self._lift(self.inner(R))
+
+
+@dataclasses.dataclass
+class Muon(Adam):
+    """The momentum in coordinates, orthogonalised by Newton and Schulz."""
+
+    beta: float = 0.95
+    factor: float = 1.0  # by the shape of the weights
+    steps: int = 5
+
+    def inner(self, R: np.ndarray) -> np.ndarray:
+        self.t += 1
+        self.M = self.beta * self.M + (1 - self.beta) * R
+        ahead = self.beta * self.M / (1 - self.beta ** (self.t + 1))
+        now = (1 - self.beta) * R / (1 - self.beta**self.t)
+        return self.factor * newton_schulz(ahead + now, self.steps)
+
+
+def newton_schulz(X: np.ndarray, steps: int) -> np.ndarray:
+    """Muon's quintic iteration."""
+    if X.shape[0] > X.shape[1]:
+        return newton_schulz(X.T, steps).T
+    X = X / (np.linalg.norm(X) + 1e-8)
+    for _ in range(steps):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.775 * A + 2.0315 * A @ A) @ X
+    return X

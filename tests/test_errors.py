@@ -150,7 +150,7 @@ def test_state_of_another_configuration() -> None:
 def test_state_of_0_1() -> None:
     tx = go.galore(ADAM, rank=4)
     state = tx.init(PARAMS)
-    counters = state.refresh._make(jnp.zeros(4, jnp.int32) for _ in range(2))
+    counters = go.Refresh(*(jnp.zeros(4, jnp.int32) for _ in range(2)))
     with pytest.raises(ValueError, match=r"as galore_optax 0\.1 did.*call init"):
         tx.update(PARAMS, state._replace(refresh=counters), PARAMS)
 

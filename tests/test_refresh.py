@@ -26,6 +26,8 @@ METHODS = {
     "randomized": subspace.randomized(),
     "power": subspace.power(),
     "random": subspace.random(),
+    "golore": subspace.golore(random_from=2),
+    "sara": subspace.sara(),
 }
 # A few hundred ulps of sums of 64 squares.
 ORTHONORMAL = 2e-5

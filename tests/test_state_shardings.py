@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import galore_optax as go
 from galore_optax import layerwise, memory
+from tests.helpers import Tilted
 from tests.meshes import AUTO, EIGHT_BIT, EXPLICIT, LR, eight, galore, is_shape, mesh_of
 
 MATRIX = {"dense": {"kernel": (16, 64)}}
@@ -239,12 +240,25 @@ PARTS = {
     "rotated": lambda: galore(moments=go.moments.rotate()),
     "reset": lambda: galore(moments=go.moments.reset()),
     "fira": lambda: go.fira_adamw(0.1, rank=4, update_proj_gap=2),
+    "golore": lambda: galore(
+        subspace=go.subspace.golore(random_from=4), moments=go.moments.transfer()
+    ),
+    "dct": lambda: galore(subspace=go.subspace.dct(), moments=go.moments.rotate()),
+    "muon": lambda: go.galore_muon(0.1, rank=4, subspace=Tilted()),
+    "ldadam": lambda: go.ldadam(0.1, rank=4, subspace=Tilted()),
+    "apollo": lambda: go.apollo_adamw(0.1, rank=4, update_proj_gap=2),
 }
 
 
+# Optax' product of a momentum with its transpose is refused under Explicit axes.
+AUTO_ALONE = ["muon"]
+PLACED = [(name, AUTO) for name in PARTS] + [
+    (name, AxisType.Explicit) for name in PARTS if name not in AUTO_ALONE
+]
+
+
 @eight
-@pytest.mark.parametrize("kind", [AUTO, AxisType.Explicit])
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize(("name", "kind"), PLACED)
 def test_what_moves_and_adds_is_that_of_one_device(name: str, kind: AxisType) -> None:
     """Where both axes of the weights are split."""
     mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(kind,) * 2)

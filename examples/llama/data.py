@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import corpora
 
 END = "<|end|>"  # after every document
+# That of ours, and what others call theirs.
+ENDS = (END, "</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 PAD = -1
 _SUMS = "sha256.json"  # written last: its presence says that all is there
 
@@ -47,7 +49,7 @@ def cache_dir() -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Token arrays, uint16, documents joined by an end token."""
+    """Token arrays, uint16 or uint32, documents joined by an end token."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -119,9 +121,31 @@ def load(corpus: str, vocab: int) -> Corpus:
       ValueError: the cached files are not those that were written.
     """
     pinned = hashlib.sha256(json.dumps(corpora.pins()).encode()).hexdigest()[:12]
+
+    def texts() -> list[str]:
+        return list(corpora.documents(corpus, cache_dir() / "archives"))
+
     folder = cache_dir() / f"{corpus}-{pinned}-{vocab}"
+    return prepared(folder, texts, lambda train: new_tokenizer(train, vocab))
+
+
+def prepared(
+    folder: Path,
+    texts: Callable[[], list[str]],
+    tokenizer: Callable[[list[str]], Tokenizer],
+) -> Corpus:
+    """The corpus in `folder`, made there if it is new.
+
+    Args:
+      folder: named after everything that the corpus is made of.
+      texts: its documents.
+      tokenizer: of those to train on.
+
+    Raises:
+      ValueError: the files are not those that were written.
+    """
     if not (folder / _SUMS).exists():
-        _prepare(corpus, folder, vocab)
+        _prepare(folder, texts(), tokenizer)
     for name, expected in json.loads((folder / _SUMS).read_text()).items():
         found = _sha256(folder / name) if (folder / name).exists() else "no file"
         if found != expected:
@@ -136,12 +160,12 @@ def load(corpus: str, vocab: int) -> Corpus:
     )
 
 
-def _prepare(corpus: str, folder: Path, vocab: int) -> None:
+def _prepare(
+    folder: Path, texts: list[str], tokenizer_of: Callable[[list[str]], Tokenizer]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    texts = list(corpora.documents(corpus, cache_dir() / "archives"))
     train, validation = corpora.split(texts)
-    print(f"training a byte-level BPE of {vocab} entries on {len(train)} documents")
-    tokenizer = train_tokenizer(train, vocab)
+    tokenizer = tokenizer_of(train)
     tokenizer.save(str(folder / "tokenizer.json"))
     for name, part in (("train", train), ("validation", validation)):
         np.save(folder / f"{name}.npy", encode(tokenizer, part))
@@ -154,6 +178,12 @@ def _prepare(corpus: str, folder: Path, vocab: int) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def new_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
+    """As `train_tokenizer`, which takes a while."""
+    print(f"training a byte-level BPE of {vocab} entries on {len(texts)} documents")
+    return train_tokenizer(texts, vocab)
 
 
 def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
@@ -171,6 +201,9 @@ def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-    end = tokenizer.token_to_id(END)
-    encoded = tokenizer.encode_batch(texts)
-    return np.concatenate([[*item.ids, end] for item in encoded]).astype(np.uint16)
+    """All tokens, in 16 bits if that is enough, each text followed by its end."""
+    ends = [end for end in map(tokenizer.token_to_id, ENDS) if end is not None][:1]
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    wide = tokenizer.get_vocab_size() > 2**16
+    joined = np.concatenate([[*item.ids, *ends] for item in encoded])
+    return joined.astype(np.uint32 if wide else np.uint16)

@@ -6,13 +6,11 @@ The parameters are those of `model.LLaMA`, only grouped:
     {embed, layers, norm, lm_head}  <->  Params(embed, layers, {norm, lm_head})
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from galore_optax import layerwise
 
@@ -41,17 +39,16 @@ def functions(model: LLaMA) -> layerwise.Model:
 
     Each reads a batch of `with_weights`, without its first axis.
     """
-    embed, norm, lm_head = map(_pure, (model.embed, model.norm, model.lm_head))
-    block = _pure(_one(model.layers))
+    last = {"norm": model.norm, "lm_head": model.lm_head}
+    structure, _ = layerwise.split(model.embed, model.layers, last)
 
-    def head(params: Any, tied: Any, x: jax.Array, batch: Any) -> jax.Array:
-        labels = batch["tokens"][:, 1:]  # (B, T)
-        logits = lm_head(params["lm_head"], norm(params["norm"], x))  # (B, T, V)
-        return masked_loss(logits, labels)[0] * batch["weight"]
+    def head(last: Any, tied: Any, x: jax.Array, batch: Any) -> jax.Array:
+        logits = last["lm_head"](last["norm"](x))  # (B, T, V)
+        return masked_loss(logits, batch["tokens"][:, 1:])[0] * batch["weight"]
 
-    return layerwise.Model(
-        embed=lambda params, batch: embed(params, inputs(batch["tokens"])),
-        block=lambda params, x, batch: block(params, x),
+    return structure.model(
+        embed=lambda embed, batch: embed(inputs(batch["tokens"])),
+        block=lambda block, x, batch: block(x),
         head=head,
     )
 
@@ -68,15 +65,3 @@ def masked_loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Ar
         logits.astype(jnp.float32), jnp.maximum(labels, 0)
     )
     return jnp.sum(losses * known), jnp.sum(known)
-
-
-def _pure(module: nnx.Module) -> Callable[..., jax.Array]:
-    graphdef = nnx.split(module, nnx.Param)[0]
-    return lambda params, x: nnx.merge(graphdef, nnx.State(params))(x)
-
-
-def _one(layers: nnx.Module) -> nnx.Module:
-    """One layer of a stack, abstract."""
-    graphdef, params = nnx.split(layers, nnx.Param)
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
-    return nnx.merge(graphdef, one)

@@ -60,6 +60,29 @@ def series(records: list[Record], name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in found], [value for _, value in found]
 
 
+def plot_energy(records: list[Record], path: Path, title: str) -> None:
+    """What each basis captures of the gradient, and their age, against the step."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(7, 5), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    prefix = "projection/energy/"
+    names = sorted({name for r in records for name in r if name.startswith(prefix)})
+    for name in names:
+        upper.plot(*series(records, name), label=name.removeprefix(prefix), linewidth=1)
+    upper.plot(*series(records, prefix[:-1]), "k", label="all of them", linewidth=2)
+    upper.set(ylabel="energy captured", ylim=(0, 1), title=title)
+    upper.legend(fontsize="x-small", ncols=2)
+    lower.plot(*series(records, "projection/age"), "k.-", linewidth=1)
+    lower.set(xlabel="step", ylabel="age, steps")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def plot(runs: dict[str, list[Record]], path: Path, title: str) -> None:
     """Training loss, faint, and validation loss of several runs, against the step."""
     matplotlib.use("Agg")

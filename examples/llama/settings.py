@@ -21,6 +21,7 @@ from galore_optax.layerwise import (
 import adapters
 import attention
 import optimizers
+import own_text
 import relora
 from adapted import AdaptedProgram, Adapter
 from corpora import CORPORA
@@ -37,6 +38,10 @@ class Settings:
     """9m to 13b or demo, or the path of a config.json."""
     corpus: str = "prose"
     """prose, core or c4."""
+    text: str = ""
+    """Text of one's own in place of a corpus: a file in UTF-8, or a quoted pattern such
+    as 'notes/**/*.txt'. Its tokens are those of a model to start from (init_from), of
+    tokenizer if that is a file, or else of a BPE trained on it."""
     optimizer: str = "galore_adamw"
     """AdamW is the yardstick: adamw. Any optimizer of optax, with galore_ before it for
     its projected version, 8bit after it for moments in eight bits."""
@@ -98,6 +103,9 @@ class Settings:
     eval_batches: int = 16
     """0: all held-out text of a packaged corpus."""
     log_every: int = 10
+    diagnose_every: int = 0
+    """Steps between records of what a projection captures, by path, for optimizers with
+    galore_ before their name; each takes one more gradient. 0 records none."""
     checkpoint_every: int = 0
     """Steps; 0 saves none."""
     keep: int = 2
@@ -114,7 +122,7 @@ class Settings:
     c4_files: str | None = None
     """Folder with local files of C4; by default it is streamed from the hub."""
     tokenizer: str = "t5-base"
-    """For C4: a name on the hub or a tokenizer.json."""
+    """For C4: a name on the hub or a tokenizer.json; for text the latter."""
     pack: bool = True
     """For C4: fill sequences with documents end to end, or cut and pad each as the
     reference does."""
@@ -131,6 +139,8 @@ class Settings:
         if self.corpus not in (*CORPORA, "c4"):
             known = ", ".join((*CORPORA, "c4"))
             raise ValueError(f"unknown corpus {self.corpus!r}; known: {known}.")
+        if self.text:
+            own_text.paths(self.text)
         devices, part = self.devices, self.batch // self.accumulation
         if part % devices:
             raise ValueError(
@@ -146,6 +156,7 @@ class Settings:
         self._check_gradients()
         self._check_layerwise()
         self._check_adapter()
+        self._check_diagnosed()
         self.transformation()
 
     def _check_gradients(self) -> None:
@@ -222,6 +233,22 @@ class Settings:
             raise ValueError(
                 f"adapter_warmup={self.adapter_warmup}, adapter_reset="
                 f"{self.adapter_reset}, steps={self.steps} must grow in this order."
+            )
+
+    def _check_diagnosed(self) -> None:
+        if not self.diagnose_every:
+            return
+        if not self.optimizer.startswith("galore_"):
+            raise ValueError(
+                f"diagnose_every={self.diagnose_every} with optimizer={self.optimizer},"
+                f" which projects nothing. Take 'galore_{self.optimizer}', or give"
+                " diagnose_every=0."
+            )
+        if self.layerwise or self._never_formed:
+            raise ValueError(
+                f"diagnose_every={self.diagnose_every} forms all gradients, which"
+                " layerwise and gradients=never are there to avoid. Leave it out, or"
+                " these."
             )
 
     @property
@@ -311,7 +338,7 @@ class Settings:
 # last bits alone, however they are made.
 FREE = {
     *("out", "keep", "checkpoint_every", "log_every", "tensorboard", "peak_flops"),
-    *("eval_every", "eval_batches", "init_from", "c4_files"),
+    *("diagnose_every", "eval_every", "eval_batches", "init_from", "c4_files"),
     *("attention", "gradients"),
 }
 

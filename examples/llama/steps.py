@@ -19,6 +19,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+import galore_optax
 from galore_optax import layerwise
 
 import layers
@@ -144,6 +145,11 @@ class Program:
         updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return params, opt_state, loss, optax.tree.norm(gradients)
+
+    def diagnose(self, state: State, parts: jax.Array) -> dict[str, jax.Array]:
+        """What the projection captures of the gradient of a batch, by name and path."""
+        _, gradients = self.gradients(state.params, parts)
+        return galore_optax.metrics(self.tx, state.opt_state, gradients)
 
     def compiled(self, state: State) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """`update`, which consumes its state, and `loss`, compiled for this state."""

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ import c4
 import data
 import hugging_face
 import metrics
+import own_text
 from checkpoints import Checkpoints, SaveError
 from model import parameter_count
 from peaks import peak_flops
@@ -52,8 +54,8 @@ class Result:
 def open_text(run: Settings) -> Text:
     """The training stream at its start, and the held-out batches."""
     vocab = run.config.vocab
-    if run.corpus != "c4":
-        corpus = data.load(run.corpus, vocab)
+    if run.text or run.corpus != "c4":
+        corpus = _own(run) if run.text else data.load(run.corpus, vocab)
         held_out = corpus.validation_batches(
             run.tokens, run.batch, run.eval_batches or None
         )
@@ -64,6 +66,15 @@ def open_text(run: Settings) -> Text:
     source = c4.documents("validation", run.c4_files)
     held_out = c4.Documents(source, *shape)  # always the same first batches
     return Text(train, [next(held_out) for _ in range(run.eval_batches or 16)])
+
+
+def _own(run: Settings) -> data.Corpus:
+    files = [Path(run.tokenizer)]
+    if run.init_from:
+        files.append(run.init_from / "tokenizer.json")
+    tokenizer = next((path for path in files if path.is_file()), None)
+    size = own_text.Size(run.config.vocab, run.tokens, run.batch)
+    return own_text.load(run.text, size, tokenizer)
 
 
 def evaluate(loss: Any, params: Any, batches: Iterable[Any]) -> dict[str, float]:
@@ -116,6 +127,7 @@ class Trainer:
         self.first = int(self.state.step)
         self.log = metrics.Log(run.out, self.first, run.tensorboard)
         self.update, self.loss = self.program.compiled(self.state)
+        self.diagnose = jax.jit(self.program.diagnose)
         self.held_out = [
             part for batch in self.text.held_out for part in self.program.put(batch)
         ]
@@ -160,6 +172,7 @@ class Trainer:
             interval.found.append(found)
             if self._pauses(step):
                 self._record(step, interval)
+                self._diagnose(step, batch)
                 self._evaluate(step)
                 self._save(step)
                 interval = Interval(compiles=False)
@@ -176,7 +189,12 @@ class Trainer:
 
     def _pauses(self, step: int) -> bool:
         run = self.run
-        periods = run.log_every, run.eval_every, run.checkpoint_every
+        periods = (
+            run.log_every,
+            run.diagnose_every,
+            run.eval_every,
+            run.checkpoint_every,
+        )
         return step == self.first + 1 or any(self._due(n, step) for n in periods)
 
     def _record(self, step: int, interval: Interval) -> None:
@@ -210,6 +228,12 @@ class Trainer:
         matrices = 6 * trained + 4 * (count - trained) - 6 * config.vocab * config.width
         return matrices + 12 * config.layers * config.width * self.run.tokens
 
+    def _diagnose(self, step: int, batch: jax.Array) -> None:
+        if self._due(self.run.diagnose_every, step):
+            found = jax.device_get(self.diagnose(self.state, batch))
+            named = {f"projection/{name}": x.item() for name, x in found.items()}
+            self.log.write(step, **named)
+
     def _evaluate(self, step: int) -> None:
         if self._due(self.run.eval_every, step):
             found = evaluate(self.loss, self.state.params, self.held_out)
@@ -226,6 +250,8 @@ class Trainer:
             metrics.plot(
                 {self.name: records}, self.run.out / "loss.png", self.run.model
             )
+        if any("projection/energy" in record for record in records):
+            metrics.plot_energy(records, self.run.out / "energy.png", self.name)
         return Result(
             records,
             self.state,

@@ -93,6 +93,16 @@ def _is_bare(leaf: LeafReport) -> bool:
     return leaf.is_projected and told
 
 
+def _has_own_rate(leaf: LeafReport) -> bool:
+    if leaf.is_projected or not isinstance(leaf.scale, float):  # or traced
+        return False
+    return leaf.scale != 1
+
+
+def _with_rate(line: Line) -> str:
+    return f"'{line.path}' times {line.leaf.scale:g}"
+
+
 def _wider_moments(leaves: Leaves) -> str:
     more = size(sum(leaf.wider_bytes for leaf in leaves))
     return (
@@ -138,6 +148,12 @@ _WARNINGS = (
     ),
 )
 _NOTES = (
+    Kind(
+        "at full size, with a learning rate of their own",
+        _has_own_rate,
+        lambda _: "Decay is multiplied too: full_size_rate.",
+        _with_rate,
+    ),
     Kind(
         "projected by shape alone",
         _is_bare,

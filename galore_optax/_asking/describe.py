@@ -17,6 +17,7 @@ from galore_optax._inner.params_use import ParamsUse
 from galore_optax._placing.state import PerDevice, per_device
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
+from galore_optax._types import Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,7 @@ def _is_transformation(value: Any) -> bool:
 class _Verdict(NamedTuple):
     reason: str
     matrix: Matrix | None
+    rate: Scalar = 1.0  # where it is at full size
 
 
 _OUTSIDE = _Verdict("outside galore", None)
@@ -144,7 +146,7 @@ _OUTSIDE = _Verdict("outside galore", None)
 
 def _verdicts(records: Sequence[Recorded]) -> dict[str, _Verdict]:
     return {
-        path: _Verdict(reason, matrix)
+        path: _Verdict(reason, matrix, record.config.full_size_rate)
         for record in records
         for path, reason, matrix in zip(
             record.plan.flat.paths,
@@ -178,12 +180,12 @@ def _projected(record: Recorded) -> list[str]:
 
 
 def _report(path: str, value: Any, verdict: _Verdict, held: Held) -> LeafReport:
-    reason, matrix = verdict
+    reason, matrix, rate = verdict
     adams = adam_moments(value), adam_moments_in_f32(value)
     of_state = held.bytes, held.wider(value.dtype), *adams
     of_leaf = path, tuple(value.shape), str(value.dtype), reason
     if matrix is None:
-        return LeafReport(*of_leaf, "", "", 0, 0, 0, 1.0, *of_state)
+        return LeafReport(*of_leaf, "", "", 0, 0, 0, rate, *of_state)
     smaller = min(matrix.size(matrix.rows), matrix.size(matrix.cols))
     text = _view(matrix), _side(matrix), matrix.rank, smaller
     return LeafReport(*of_leaf, *text, matrix.gap, matrix.scale, *of_state)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much of a gradient its projector captures."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +60,27 @@ def captured_energy(
 
 
 def _energy(matrix: Matrix, projectors: Projectors, gradient: jax.Array) -> jax.Array:
+    inside, total, _ = squares(matrix, projectors, gradient)
+    return inside / total
+
+
+class Squares(NamedTuple):
+    """Squared norms of a gradient's matrices, each an array of the batch shape."""
+
+    inside: jax.Array  # of the coordinates
+    total: jax.Array
+    unit: jax.Array  # what both are squares of multiples of
+
+
+def squares(matrix: Matrix, projectors: Projectors, gradient: jax.Array) -> Squares:
+    """In a unit in which the squares of very large and very small ones are in range."""
     gradient = gradient.astype(accumulation_dtype(gradient))
-    # The squares of very large and very small gradients are out of range.
-    gradient = gradient / jnp.max(jnp.abs(gradient))
+    largest = jnp.max(jnp.abs(gradient))
+    unit = jnp.where(largest > 0, largest, 1)
+    gradient = gradient / unit
     coordinates = project(matrix, projectors, gradient)
     batch = [chr(ord("a") + axis) for axis in matrix.batch]
     within = [letter not in batch for letter in matrix.coordinate_letters]
     inside = [axis for axis, sums in enumerate(within) if sums]
     others = [axis for axis in range(gradient.ndim) if axis not in matrix.batch]
-    return jnp.sum(coordinates**2, inside) / jnp.sum(gradient**2, others)
+    return Squares(jnp.sum(coordinates**2, inside), jnp.sum(gradient**2, others), unit)

@@ -24,7 +24,7 @@ from galore_optax._storage.projectors import QuantizedProjector
 from galore_optax.codes import Quantized
 
 _BOX = GetAttrKey("value")
-_OURS = frozenset(map(GetAttrKey, ("projector", "refresh", "residual")))
+_OURS = frozenset(map(GetAttrKey, ("projector", "refresh", "residual", "error")))
 _CODED = frozenset((*Quantized._fields, *QuantizedProjector._fields))
 
 Keys = tuple[Any, ...]

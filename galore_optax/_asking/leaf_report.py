@@ -22,7 +22,7 @@ class LeafReport:
     rank: int  # 0 where nothing is projected
     smaller_side: int  # of the matrix, the highest rank there is; 0 likewise
     gap: Scalar
-    scale: Scalar
+    scale: Scalar  # of its updates; at full size the rate that multiplies them
     state_bytes: int  # projector, refresh counters and all that the inner holds
     wider_bytes: int  # of these, what moments wider than a 16-bit leaf add
     adam_bytes: int  # of optax.adam for the same leaf

@@ -9,7 +9,9 @@ import numpy as np
 import optax
 
 from galore_optax._asking.record import Recorded, galore_states, plans_of
-from galore_optax._projector.refresh import Calendar, calendar, joined
+from galore_optax._projector.refresh import Calendar, calendar, joined, rest_of
+from galore_optax._selection.matrices import Plan
+from galore_optax._state import GaLoreState
 
 # Steps after a scheduled one at which a refused basis may be tried again: gradients are
 # zero at first behind projections that begin as zeros, and not finite while the scale
@@ -46,7 +48,7 @@ class RefreshSchedule:
         states = galore_states(self._records, state)
         plans = (record.plan for record in self._records)
         return any(
-            bool(np.any(times.owed(joined(plan, found.refresh.last), int(found.count))))
+            bool(np.any(_owed(plan, times, found)))
             for plan, times, found in zip(plans, self._calendars, states, strict=True)
         )
 
@@ -88,6 +90,11 @@ def refresh_schedule(tx: optax.GradientTransformation, params: Any) -> RefreshSc
                     " optax.inject_hyperparams."
                 )
     return RefreshSchedule(records, tuple(map(_on_the_host, records)))
+
+
+def _owed(plan: Plan, times: Calendar, state: GaLoreState) -> Any:
+    last, rest = joined(plan, state.refresh.last), rest_of(plan, state.refresh)
+    return times.owed(last, int(state.count), rest)
 
 
 def _on_the_host(record: Recorded) -> Calendar:

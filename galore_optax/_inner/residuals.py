@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from galore_optax._inner.run import Frame
+from galore_optax._inner.params_use import Decay
+from galore_optax._inner.run import Decays, Frame
 from galore_optax._projector.project import accumulation_dtype, turned
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.projectors import Projectors
@@ -30,17 +31,29 @@ def initial_norms(plan: Plan, residual: Residual | None) -> Any:
 
 
 class Residuals(NamedTuple):
-    """What is added to the updates of one step."""
+    """What is added to the updates of one step, or takes their place."""
 
     directions: list[jax.Array]  # of the inner, with the part inside the subspace
     columns: dict[int, jax.Array]  # by position: what gradients are multiplied by
     norms: Any  # to remember
+    instead: bool = False
 
-    def added(self, plan: Plan, lifted: Sequence[jax.Array]) -> list[jax.Array]:
+    def lifted(
+        self, frame: Frame, params: Sequence[jax.Array], decay: Decays
+    ) -> list[jax.Array]:
+        """The updates of all leaves; arguments as in `Frame.lift`."""
+        if not self.instead:
+            return self._added(frame, frame.lift(self.directions, params, decay))
+        alone = list(self.directions)
+        for at in self.columns:
+            alone[at] = _decay_alone(params[at], decay.get(at))
+        return self._added(frame, alone)
+
+    def _added(self, frame: Frame, lifted: Sequence[jax.Array]) -> list[jax.Array]:
         """`lifted` with the part that is made of the gradients."""
         result = list(lifted)
         for at, columns in self.columns.items():
-            more = plan.flat.values[at].astype(columns.dtype) * columns
+            more = frame.plan.flat.values[at].astype(columns.dtype) * columns
             result[at] = result[at] + more.astype(result[at].dtype)
         return result
 
@@ -73,12 +86,21 @@ def residuals(
         step = _step(matrix, projectors, gradient, coordinates[at], directions[at])
         added, norm = residual.of(step, norm)
         # One product lifts both; what is inside is not to be scaled.
-        inside = added.coordinates / jnp.asarray(matrix.scale, step.direction.dtype)
-        whole = (step.direction + inside).astype(directions[at].dtype)
-        result[at] = lying_like(whole, directions[at])
+        if added.coordinates is not None:
+            inside = added.coordinates / jnp.asarray(matrix.scale, step.direction.dtype)
+            whole = (step.direction + inside).astype(directions[at].dtype)
+            result[at] = lying_like(whole, directions[at])
         columns[at] = added.columns
         remembered.append(norm)
-    return Residuals(result, columns, frame.plan.arrange(remembered))
+    norms = frame.plan.arrange(remembered)
+    return Residuals(result, columns, norms, residual.instead)
+
+
+def _decay_alone(weight: jax.Array, decay: Decay | None) -> jax.Array:
+    factor, array = decay or (None, None)
+    if factor is not None:
+        return (factor * weight.astype(factor.dtype)).astype(weight.dtype)
+    return jnp.zeros_like(weight) if array is None else array.astype(weight.dtype)
 
 
 def _read(plan: Plan, norms: Any) -> list[jax.Array]:
@@ -138,5 +160,6 @@ def refuse_descent(inner: optax.GradientTransformation, plan: Plan) -> None:
             " nowhere in its first step: it holds a learning rate. Put that around"
             " galore: optax.chain(galore(optax.scale_by_adam(), residual=..., ...),"
             " optax.add_decayed_weights(wd), optax.scale_by_learning_rate(lr)), or use"
-            " fira_adamw."
+            " fira_adamw or"
+            " apollo_adamw."
         )

@@ -19,8 +19,7 @@ from galore_optax._projector.project import lift, project, zero_coordinates
 from galore_optax._selection.leaves import Flat, flatten
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.projectors import Projectors
-from galore_optax._xla import order as _order
-from galore_optax._xla.order import in_turn, one_by_one
+from galore_optax._xla.order import InTurn, one_by_one
 from galore_optax._xla.sharding import leaf_sharding, place, sharding_of
 
 # By position.
@@ -58,19 +57,16 @@ class Frame:
           decay: of projected leaves, by position.
         """
         result = list(updates)
-        lifted: list[jax.Array] = []
-        # Asking leaf by leaf costs a square of their number where all are small.
-        sizes = (params[matrix.position] for matrix in self.plan.projected)
-        many = sum(x.size * x.dtype.itemsize for x in sizes) >= _order.IN_FLIGHT_BYTES
+        full, turns = None, InTurn()
         for matrix, projectors in self.pairs():
             position = matrix.position
-            low = in_turn(updates[position], lifted) if many else updates[position]
-            low = _scaled(matrix, low)
+            low = _scaled(matrix, turns.wait(updates[position]))
             weight, part = params[position], decay.get(position, _NO_DECAY)
-            if lifted:
-                (projectors, low), _ = one_by_one((projectors, low), lifted[-1])
-            lifted.append(_lift_one(matrix, projectors, low, weight, part))
-            result[position] = lifted[-1]
+            if full is not None:
+                (projectors, low), _ = one_by_one((projectors, low), full)
+            full = _lift_one(matrix, projectors, low, weight, part)
+            turns.lifted(full)
+            result[position] = full
         return result
 
     def cast(self, values: Sequence[jax.Array]) -> list[jax.Array]:

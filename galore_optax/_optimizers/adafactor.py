@@ -30,6 +30,7 @@ from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._state import check_type
 from galore_optax._transform import projected
 from galore_optax._types import Scalar
+from galore_optax._wrapping.full_size import with_full_size_rate
 
 
 class AdafactorState(NamedTuple):
@@ -274,7 +275,8 @@ def galore_adafactor(
         updates, _ = decay.update(updates, decay.init(params), params)
         return updates, state
 
-    return Projecting(init, update_fn)
+    tx = optax.GradientTransformationExtraArgs(init, update_fn)
+    return Projecting(*with_full_size_rate(tx, config))
 
 
 def _learning_rate(

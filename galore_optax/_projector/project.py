@@ -155,13 +155,32 @@ def turned(
     """`of(P_newᵀ P_old)` times an array in coordinates, on every projected side."""
     low = matrix.coordinate_letters
     for side, *pair in zip(matrix.sides, new, old, strict=True):
-        letters, shape = side.project.split(",")[0], matrix.projector_shape(side)
-        rank, square = letters[-1], f"{letters[: len(matrix.batch)]}{letters[-1]}X"
-        whole = map(everywhere, pair)
-        bases = [matrix.storage.decode(x, shape, value.dtype) for x in whole]
-        q = _exactly(f"{letters},{letters[:-1]}X->{square}", *bases)
+        square, q = _between(matrix, side, pair, value.dtype)
+        rank = square[-2]
         value = _exactly(f"{square},{low.replace(rank, 'X')}->{low}", of(q), value)
     return value
+
+
+def overlap(
+    matrix: Matrix, new: Sequence[Projector], old: Sequence[Projector]
+) -> jax.Array:
+    """`|P_newᵀ P_old|² / rank`, in the batch axes; of two sides the smaller one."""
+    found = []
+    for side, *pair in zip(matrix.sides, new, old, strict=True):
+        _, q = _between(matrix, side, pair, jnp.dtype(jnp.float32))
+        found.append(jnp.sum(q**2, axis=(-2, -1)) / matrix.rank)
+    return functools.reduce(jnp.minimum, found)
+
+
+def _between(
+    matrix: Matrix, side: Side, pair: Sequence[Projector], dtype: jnp.dtype
+) -> tuple[str, jax.Array]:
+    """The letters of `P_newᵀ P_old`, batch axes first, and itself."""
+    letters, shape = side.project.split(",")[0], matrix.projector_shape(side)
+    rank, whole = letters[-1], map(everywhere, pair)
+    bases = [matrix.storage.decode(x, shape, dtype).astype(dtype) for x in whole]
+    square = f"{letters[: len(matrix.batch)]}{rank}X"
+    return square, _exactly(f"{letters},{letters[:-1]}X->{square}", *bases)
 
 
 def _exactly(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -185,7 +204,8 @@ def initial_projector(matrix: Matrix, side: Side, leaf: Any) -> Projector:
 
 def zero_coordinates(matrix: Matrix, leaf: Any, dtype: jnp.dtype) -> jax.Array:
     """Zeros shaped and sharded as `project` would shape and shard this leaf."""
-    zeros, sharding = jnp.zeros(matrix.coordinate_shape, dtype), _lies(matrix, leaf)
+    zeros = lax.full(matrix.coordinate_shape, 0, dtype)
+    sharding = _lies(matrix, leaf)
     if sharding is None or not _is_kept(sharding):
         return place(zeros, letter_sharding(sharding, matrix.coordinate_letters))
     return place(zeros, rules.coordinates(matrix, sharding, spread()))

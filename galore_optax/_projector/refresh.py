@@ -16,10 +16,12 @@ import numpy as np
 from jax import lax
 
 from galore_optax._projector.groups import leaves_of, parts
+from galore_optax._projector.project import overlap
 from galore_optax._projector.renew import Run, Turn, renew_leaves
 from galore_optax._selection.matrices import Plan
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla.sharding import everywhere, lying_like
+from galore_optax.refresh import RefreshRule
 from galore_optax.subspace import Subspace
 
 When: TypeAlias = bool | jax.Array | None
@@ -38,19 +40,26 @@ class Refresh(NamedTuple):
 
     last: Any  # int32: count at its last refresh, -1 before any
     refused: Any  # int32: new bases that failed the check
+    rest: Any = ()  # int32: gaps until the next refresh, where a rule decides
 
 
-def initial_refresh(plan: Plan) -> Refresh:
+def initial_refresh(plan: Plan, rule: RefreshRule | None) -> Refresh:
     def counters(start: int) -> Any:
         shapes = (matrix.batch_shape for matrix in plan.projected)
         return plan.arrange(jnp.full(shape, start, jnp.int32) for shape in shapes)
 
-    return Refresh(counters(-1), counters(0))
+    return Refresh(counters(-1), counters(0), counters(1) if rule else ())
 
 
 def joined(plan: Plan, counters: Any) -> jax.Array:
     """(matrices,): counters of each leaf, leaf by leaf and row-major in each."""
-    return jnp.concatenate([jnp.ravel(x) for x in plan.read(counters)])
+    return _joined(plan.read(counters))
+
+
+# Compiled by itself so that what is asked for several times is traced once.
+@functools.partial(jax.jit, inline=True)
+def _joined(counters: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate([x.reshape(-1) for x in counters])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +77,15 @@ class Calendar:
         """
         return (count - self.shifts) // self.gaps * self.gaps + self.shifts
 
-    def owed(self, last: Any, count: Any) -> Any:
-        """Whether a refresh is outstanding: never done, or older than the schedule."""
-        return (last < 0) | (last < self.latest(count))
+    def owed(self, last: Any, count: Any, rest: Any = None) -> Any:
+        """Whether a refresh is outstanding: never done, or older than the schedule.
+
+        With `rest`, older than so many gaps of it.
+        """
+        latest = self.latest(count)
+        if rest is None:
+            return (last < 0) | (last < latest)
+        return (last < 0) | (latest - self.latest(last) >= self.gaps * rest)
 
 
 def calendar(plan: Plan, stagger: bool) -> Calendar:
@@ -116,6 +131,7 @@ def refresh_when_due(
     *,
     method: Subspace,
     stagger: bool,
+    rule: RefreshRule | None,
     align_signs: bool,
     count: jax.Array,
     key: jax.Array,
@@ -132,6 +148,7 @@ def refresh_when_due(
       refresh: of all their matrices.
       method: finds the bases.
       stagger: spread refreshes over the gap.
+      rule: how long bases are kept, if not one gap.
       align_signs: of new columns with the old ones.
       count: step, int32 scalar.
       key: raw PRNG key of the whole run.
@@ -150,7 +167,7 @@ def refresh_when_due(
     gradients, projectors, moments = lax.stop_gradient((gradients, projectors, moments))
     owed = owed_now(plan, stagger, refresh, count, when)
     inputs = _Inputs(gradients, any_lane(owed), owed, key, count)
-    how = _How(method, not stagger, align_signs, move)
+    how = _How(method, not stagger, rule, align_signs, move)
     renew = functools.partial(_renew, plan, how)
     if when is True:
         return renew(inputs, (projectors, refresh, moments))
@@ -168,7 +185,8 @@ def owed_now(
     plan: Plan, stagger: bool, refresh: Refresh, count: jax.Array, when: When
 ) -> jax.Array:
     """(matrices,): whether each is to be renewed now."""
-    owed = calendar(plan, stagger).owed(joined(plan, refresh.last), count)
+    last, rest = joined(plan, refresh.last), rest_of(plan, refresh)
+    owed = calendar(plan, stagger).owed(last, count, rest)
     if when is True:
         return jnp.ones_like(owed)
     return owed if when is None else owed & when
@@ -179,6 +197,7 @@ class _How(NamedTuple):
 
     method: Subspace
     together: bool  # matrices become due together
+    rule: RefreshRule | None
     align_signs: bool
     move: Move
 
@@ -197,13 +216,15 @@ def _renew(plan: Plan, how: _How, inputs: _Inputs, old: _Renewed) -> _Renewed:
     projectors, refresh, moments = old
     gradients, lanes, owed, key, count = inputs
     leaves = leaves_of(plan.projected, gradients, everywhere(projectors))
-    last, refused = (joined(plan, counters) for counters in refresh)
+    counters = joined(plan, refresh.last), joined(plan, refresh.refused)
+    last, _ = counters
     turn = Turn(lanes, owed, last < 0, plan.names)
     run = Run(how.method, key, count, how.align_signs)
     found, accepted = renew_leaves(leaves, turn, run, together=how.together)
     found = lying_like(found, projectors)
     moments = how.move(projectors, found, accepted, moments)
-    return found, counted(plan, (last, refused), owed, accepted, count), moments
+    rest = rested(plan, how.rule, refresh, (projectors, found), accepted)
+    return found, counted(plan, counters, owed, accepted, count, rest), moments
 
 
 def counted(
@@ -212,11 +233,43 @@ def counted(
     owed: jax.Array,
     accepted: jax.Array,
     count: jax.Array,
+    rest: Any,
 ) -> Refresh:
     """The counters, `joined` so far, after step `count`, when those owed were tried."""
     last = jnp.where(accepted, count, counters[0])
     refused = counters[1] + (owed & ~accepted).astype(jnp.int32)
-    return Refresh(*(plan.arrange(by_leaf(plan, x, count)) for x in (last, refused)))
+    trees = [plan.arrange(by_leaf(plan, x, count)) for x in (last, refused)]
+    return Refresh(trees[0], trees[1], rest)
+
+
+def rest_of(plan: Plan, refresh: Refresh) -> jax.Array | None:
+    """(matrices,): gaps that each keeps its basis; `None` where no rule decides."""
+    return joined(plan, refresh.rest) if jax.tree.leaves(refresh.rest) else None
+
+
+def rested(
+    plan: Plan,
+    rule: RefreshRule | None,
+    refresh: Refresh,
+    bases: tuple[Sequence[Projectors], Sequence[Projectors]],
+    accepted: jax.Array,
+) -> Any:
+    """`refresh.rest`, decided anew where one of the new `bases` was accepted."""
+    if rule is None:
+        return refresh.rest
+    before = rest_of(plan, refresh)
+    if before is None:
+        raise ValueError(
+            f"the state of galore was made without refresh={rule!r}. Restore it with"
+            " the rule it was saved with, or begin anew with tx.init(params)."
+        )
+    pairs = zip(plan.projected, *bases, strict=True)
+    found = [jnp.ravel(overlap(matrix, new, old)) for matrix, old, new in pairs]
+    rest = rule.rest(jnp.concatenate(found), before)
+    # The first basis of all is not compared with a slice of the identity.
+    rest = jnp.where(joined(plan, refresh.last) < 0, 1, rest)
+    rest = jnp.where(accepted, rest, before)
+    return plan.arrange(by_leaf(plan, rest, before[0]))
 
 
 def by_leaf(plan: Plan, entries: jax.Array, step: jax.Array) -> list[jax.Array]:

@@ -19,9 +19,10 @@ from jax import lax
 
 from galore_optax._projector.groups import Group, Leaf, at, each, groups_of, split
 from galore_optax._projector.project import accumulation_dtype
+from galore_optax._storage.numbers import Numbers
 from galore_optax._storage.projectors import Projectors, Storage
 from galore_optax._xla.order import row_major
-from galore_optax.subspace import Subspace
+from galore_optax.subspace import ByStep, Subspace
 from galore_optax.subspace._base import matmul
 
 # Householder QR and LAPACK stay near 1e-6, the slowest accelerator's eigensolvers near
@@ -77,20 +78,22 @@ def renew_leaves(
     Returns:
       projectors, and a bool a matrix.
     """
-    one_by_one = functools.partial(_renew_all, leaves, turn, run, False)
-    several = functools.partial(_renew_all, leaves, turn, run, True)
-    if together and any(group.at_once > 1 for group in groups_of(leaves, True)):
-        return lax.platform_dependent(cpu=one_by_one, default=several)
-    return one_by_one()
+    joined, apart = groups_of(leaves, False), groups_of(leaves, True)
+    sizes = [group.at_once if together else 1 for group in apart]
+    if [x.positions for x in joined] == [x.positions for x in apart]:
+        return _renew_all(joined, turn, run, sizes)
+    return lax.platform_dependent(
+        cpu=functools.partial(_renew_all, joined, turn, run, [1] * len(joined)),
+        default=functools.partial(_renew_all, apart, turn, run, sizes),
+    )
 
 
-def _renew_all(leaves: Sequence[Leaf], turn: Turn, run: Run, several: bool) -> Found:
-    groups = groups_of(leaves, several)
+def _renew_all(
+    groups: Sequence[Group], turn: Turn, run: Run, sizes: Sequence[int]
+) -> Found:
     results = [
-        _renew_group(
-            group, turn.at(group.entries), run, group.at_once if several else 1
-        )
-        for group in groups
+        _renew_group(group, turn.at(group.entries), run, size)
+        for group, size in zip(groups, sizes, strict=True)
     ]
     return gathered(groups, results)
 
@@ -138,11 +141,31 @@ def _chunks(count: int, size: int) -> _Chunks:
 
 
 def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
-    """Loops over the matrices of a group that are due in any lane, `size` a turn."""
+    """Renews the matrices of a group that are due in any lane, `size` a turn, or 1."""
+    stacks = [leaf.stacks for leaf in group.leaves]
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
+    # No constants: inside `shard_map` a carry varies over devices from the start.
+    none = turn.owed & False
+    start = _Loop(jnp.min(none.astype(jnp.int32)) - 1, joined, none)
+    loop = functools.partial(_loop, group, turn, run)
+    if size == 1:
+        end = loop(1, start)
+    else:
+        several = functools.partial(loop, size)
+        end = lax.platform_dependent(
+            start, cpu=functools.partial(loop, 1), default=several
+        )
+    return split(group.leaves, end.stacks, run.step), end.accepted
+
+
+def _loop(group: Group, turn: Turn, run: Run, size: int, start: _Loop) -> _Loop:
+    """A turn for every `size` matrices of which one is due."""
     chunks = _chunks(sum(group.counts), size)
     due = chunks.due(turn.lanes)
     storage = group.leaves[0].matrix.storage
-    propose = functools.partial(_propose, run.method, storage, run.align_signs)
+    propose = functools.partial(
+        _propose, run.method, storage, run.align_signs, run.step
+    )
 
     def body(_: jax.Array, state: _Loop) -> _Loop:
         chunk = _next(due, state.chunk)
@@ -165,13 +188,7 @@ def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
         taken = put(state.accepted, accept | now(state.accepted))
         return _Loop(chunk, jax.tree.map(put, state.stacks, kept), taken)
 
-    stacks = [leaf.stacks for leaf in group.leaves]
-    joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
-    # No constants: inside `shard_map` a carry varies over devices from the start.
-    none = turn.owed & False
-    start = _Loop(jnp.min(none.astype(jnp.int32)) - 1, joined, none)
-    end = lax.fori_loop(0, jnp.sum(due), body, start)
-    return split(group.leaves, end.stacks, run.step), end.accepted
+    return lax.fori_loop(0, jnp.sum(due), body, start)
 
 
 def _next(due: jax.Array, last: jax.Array) -> jax.Array:
@@ -190,6 +207,7 @@ def _propose(
     method: Subspace,
     storage: Storage,
     align_signs: bool,
+    step: jax.Array,
     gradients: Sequence[jax.Array],
     previous: Projectors,
     key: jax.Array,
@@ -199,15 +217,22 @@ def _propose(
     dtype = accumulation_dtype(gradients[0])
     size = jnp.max(jnp.abs(gradients[0])).astype(dtype)
     usable = jnp.isfinite(size) & (size > 0)
+    # Dividing first makes the basis independent of the gradient's scale, squares of
+    # 1e±30 included, and keeps NaN away from LAPACK.
+    units = [jnp.where(usable, x.astype(dtype) / size, 0) for x in gradients]
+    keys = [key_of_side(key, number) for number in range(len(units))]
+    sides = list(zip(units, previous, keys, strict=True))
+    if isinstance(storage, Numbers):
+        return tuple(storage.found(*side, cold) for side in sides), usable
+    find = method.basis
+    if isinstance(method, ByStep):
+        find = functools.partial(method.basis_at, step)
     bases = []
-    for number, (gradient, stored) in enumerate(zip(gradients, previous, strict=True)):
-        # Dividing first makes the basis independent of the gradient's scale, squares of
-        # 1e±30 included, and keeps NaN away from LAPACK.
-        unit = jnp.where(usable, gradient.astype(dtype) / size, 0)
+    for unit, stored, of_side in sides:
         rank = jax.tree.leaves(stored)[0].shape[1]
-        old = storage.decode(stored, (len(gradient), rank), dtype).astype(dtype)
-        basis = method.basis(unit, old, key_of_side(key, number), cold)
-        check_shape(method, basis, gradient.shape, rank)
+        old = storage.decode(stored, (len(unit), rank), dtype).astype(dtype)
+        basis = find(unit, old, of_side, cold)
+        check_shape(method, basis, unit.shape, rank)
         bases.append(aligned(basis, old) if align_signs else basis)
     new, sound = store(method, storage, bases, previous)
     return new, usable & sound

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`weight_dimension_numbers`: what the user says about the axes of each leaf."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from galore_optax._selection.layout import Axes, Verdict, recognise
 from galore_optax._selection.leaves import Flat, flatten, masked_paths, named_leaves
+from galore_optax._selection.patterns import Patterns, compile_rules, listing
 
 Shape = tuple[int, ...]
 
@@ -68,41 +70,30 @@ def match_paths(rules: Mapping[str, Spec]) -> Callable[[Any], Any]:
     """
     for pattern, spec in rules.items():
         _check_spec(f"match_paths({{{pattern!r}: ...}})", spec)
-    compiled = [(re.compile(pattern), spec) for pattern, spec in rules.items()]
+    return _ByPatterns("match_paths", compile_rules(rules))
 
-    def weight_dimension_numbers(params: Any) -> Any:
+
+@dataclasses.dataclass(frozen=True)
+class _ByPatterns(Patterns[Spec]):
+    """A callable of the params tree: the specification of every leaf."""
+
+    def __call__(self, params: Any) -> Any:
         flat = flatten(params)
-        _check_matches(compiled, (*flat.paths, *masked_paths(params)))
+        self.check_matches((*flat.paths, *masked_paths(params)))
         found = _recognise(flat)
         specs = [
-            _first_match(compiled, path, found[path], value.ndim)
-            for path, value in flat.items()
+            self._spec(path, found[path], value.ndim) for path, value in flat.items()
         ]
         return flat.treedef.unflatten(specs)
 
-    return weight_dimension_numbers
-
-
-Rule: TypeAlias = tuple[re.Pattern[str], Spec]
-
-
-def _check_matches(rules: list[Rule], paths: tuple[str, ...]) -> None:
-    for pattern, _ in rules:
-        if not any(map(pattern.search, paths)):
-            raise ValueError(
-                f"match_paths has the pattern {pattern.pattern!r}, which matches no"
-                f" leaf. The leaves are: {_listing(paths)}. Correct the pattern, or"
-                " leave it out."
-            )
-
-
-def _first_match(rules: list[Rule], path: str, found: Verdict, ndim: int) -> Spec:
-    ours = True if found.axes else None
-    for pattern, spec in rules:
-        if pattern.search(path):
-            selects = spec is not True or _names_leaf(pattern, path, ndim)
-            return spec if selects else ours
-    return ours
+    def _spec(self, path: str, found: Verdict, ndim: int) -> Spec:
+        ours = True if found.axes else None
+        rule = self.first(path)
+        if rule is None:
+            return ours
+        pattern, spec = rule
+        selects = spec is not True or _names_leaf(pattern, path, ndim)
+        return spec if selects else ours
 
 
 def _names_leaf(pattern: re.Pattern[str], path: str, ndim: int) -> bool:
@@ -176,11 +167,19 @@ def _is_spec(node: Any) -> bool:
 
 def _check_spec(where: str, spec: Any) -> None:
     if not _is_spec(spec):
+        number = isinstance(spec, (int, float))
         raise TypeError(
             f"{where} is {spec!r}. Use"
             " optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis),"
             " True for the library's own choice of axes, or None for full size."
+            f"{_RANKS if number else ''}"
         )
+
+
+_RANKS = (
+    " Ranks, gaps and scales by path go to galore as they are:"
+    " galore(..., rank={pattern: rank, ...})."
+)
 
 
 def _flatten_specs(numbers: Any) -> dict[str, Spec]:
@@ -198,7 +197,7 @@ def _check_places(
         if path not in known:
             raise ValueError(
                 f"weight_dimension_numbers has an entry at '{path}', where params have"
-                f" no leaf. The leaves are: {_listing(paths)}. Give a tree of the"
+                f" no leaf. The leaves are: {listing(paths)}. Give a tree of the"
                 " same structure as params, or a prefix of it."
             )
 
@@ -224,11 +223,6 @@ def _prefixes(path: str) -> Iterator[str]:
         yield path
         path = path.rpartition("/")[0]
     yield ""
-
-
-def _listing(paths: tuple[str, ...], most: int = 8) -> str:
-    more = f", and {len(paths) - most} more" if len(paths) > most else ""
-    return ", ".join(repr(path) for path in paths[:most]) + more
 
 
 def _where_it_fits(numbers: DimensionNumbers, value: Any) -> Verdict:

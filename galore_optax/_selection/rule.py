@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, get_args
 
-from galore_optax._arguments import check_gap, check_rank, check_scale
+from galore_optax._arguments import check_gap, check_rank, check_scale, rank_of
 from galore_optax._context import current
 from galore_optax._selection.dimensions import (
     WeightDimensionNumbers,
@@ -15,8 +15,9 @@ from galore_optax._selection.dimensions import (
     unsuitable,
 )
 from galore_optax._selection.layout import Axes, Verdict
-from galore_optax._selection.leaves import flatten
+from galore_optax._selection.leaves import flatten, masked_paths
 from galore_optax._selection.matrices import Matrix, Plan, Reached, Side, few
+from galore_optax._selection.patterns import Patterns
 from galore_optax._storage.projectors import Storage
 from galore_optax._types import PerLeaf, ProjType, Scalar
 
@@ -72,9 +73,10 @@ class _Place(NamedTuple):
 class Selection:
     """The user's choice of leaves, ranks, gaps, scales, sides and storage."""
 
-    rank: PerLeaf[int]
-    update_proj_gap: PerLeaf[Scalar]
-    scale: PerLeaf[Scalar]
+    # Dictionaries by pattern as `Patterns`.
+    rank: PerLeaf[int | float] | Patterns[int | float]
+    update_proj_gap: PerLeaf[Scalar] | Patterns[Scalar]
+    scale: PerLeaf[Scalar] | Patterns[Scalar]
     proj_type: ProjType
     weight_dimension_numbers: WeightDimensionNumbers
     storage: Storage
@@ -85,12 +87,6 @@ class Selection:
                 f"proj_type={self.proj_type!r} is unknown. Choose one of"
                 f" {', '.join(map(repr, PROJ_TYPES))}."
             )
-        if not callable(self.rank):
-            check_rank(self.rank)
-        if not callable(self.update_proj_gap):
-            check_gap(self.update_proj_gap)
-        if not callable(self.scale):
-            check_scale(self.scale)
 
     def plan(self, params: Any) -> Plan:
         """Decides every leaf of `params`, which may be abstract."""
@@ -115,6 +111,9 @@ class Selection:
     def _places(self, params: Any) -> dict[str, _Place]:
         flat, number = flatten(params), 0
         _check_paths(flat.paths)
+        for argument in (self.rank, self.update_proj_gap, self.scale):
+            if isinstance(argument, Patterns):
+                argument.check_matches((*flat.paths, *masked_paths(params)))
         verdicts = resolve(self.weight_dimension_numbers, params)
         places = {}
         for path, value in flat.items():
@@ -129,8 +128,8 @@ class Selection:
             return _Place(shape, None, verdict.reason, number)
         _check_leaf(path, value)
         leaf = _leaf(path, shape, axes)
-        asked = check_rank(_at(self.rank, leaf), path)
         dimension = min(leaf.rows, leaf.cols)
+        asked = rank_of(check_rank(_at(self.rank, leaf), path), dimension)
         rank = min(asked, dimension)
         sides = _sides(
             self.proj_type, leaf.rows >= leaf.cols, axes, _batch(shape, axes)
@@ -226,6 +225,8 @@ def _saves(shape: tuple[int, ...], sides: tuple[Side, ...], rank: int) -> bool:
 
 
 def _at(value: Any, leaf: Leaf) -> Any:
+    if isinstance(value, Patterns):
+        return value.at(leaf.path)
     return value(leaf) if callable(value) else value
 
 

@@ -234,22 +234,14 @@ def _form(code: Code, shape: tuple[int, ...], signed: bool) -> Any:
     return jax.eval_shape(lambda: code.zeros(shape, signed))
 
 
-class _Compiled:
-    """A method of codes, traced once for all leaves of one shape."""
-
-    def __init__(self, method: Callable[..., Any], statics: tuple[int, ...]) -> None:
-        self._called = jax.jit(method, static_argnums=statics)
-        self._inlined = jax.jit(method, static_argnums=statics, inline=True)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return (self._called if current().only_read else self._inlined)(*arguments)
-
-
-def _encode_(code: Code, x: jax.Array, signed: bool) -> Quantized:
+# Compiled by themselves so that all leaves of one shape are traced once.
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _encode(code: Code, x: jax.Array, signed: bool) -> Quantized:
     return code.encode(x, signed)
 
 
-def _decode_(code: Code, stored: Quantized, signed: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _decode(code: Code, stored: Quantized, signed: bool) -> jax.Array:
     return code.decode(stored, signed)
 
 
@@ -257,7 +249,6 @@ def _zeros_(code: Code, shape: tuple[int, ...], signed: bool) -> Quantized:
     return code.zeros(shape, signed)
 
 
-_encode, _decode = _Compiled(_encode_, (0, 2)), _Compiled(_decode_, (0, 2))
 _zeros = jax.jit(_zeros_, static_argnums=(0, 1, 2))
 
 

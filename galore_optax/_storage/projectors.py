@@ -230,8 +230,13 @@ def describe_stored(stored: Any) -> str:
         codes, scales, _ = stored
         return _describe_quantized(codes.dtype, codes.shape, scales.shape)
     if hasattr(stored, "shape"):
-        return _describe_floating(stored.shape)
+        numbers = jnp.issubdtype(stored.dtype, jnp.unsignedinteger)
+        return (describe_numbers if numbers else _describe_floating)(stored.shape)
     return f"type {type(stored).__name__}"
+
+
+def describe_numbers(shape: tuple[int, ...]) -> str:
+    return f"rank {shape[-1]} by a number a column, of shape {shape}"
 
 
 def _describe_floating(shape: tuple[int, ...]) -> str:

@@ -28,7 +28,10 @@ traced. The learning rate, `scale` and `update_proj_gap` can, and are left to
 `galore_optax.inject_hyperparams`.
 """
 
-_OF_SOME = ("inner", "mask", "code", "moment_dtype", "gamma")
+_OF_SOME = (
+    *("inner", "mask", "code", "moment_dtype", "gamma", "error_feedback"),
+    *("nesterov", "ns_steps", "consistent_rms"),
+)
 _PER_LEAF = ("scale", "update_proj_gap")
 
 

@@ -5,6 +5,8 @@ Each of these stands for a measurement, on the versions of JAX that it names; wh
 has learned better, it can go.
 """
 
+import bisect
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -34,21 +36,38 @@ def after(tree: Tree, other: jax.Array) -> Tree:
     return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)
 
 
-def in_turn(low: jax.Array, lifted: Sequence[jax.Array]) -> jax.Array:
-    """`low`, which XLA's CPU backend cannot lift before most of `lifted` is there.
+class InTurn:
+    """Makes XLA's CPU backend lift a matrix after most of those before it.
 
     It runs whatever is ready in order of readiness: every matrix would be lifted before
     the first is applied, into temporaries as large as the model, fresh pages each step
     (`speed/floor`, JAX 0.10). Other backends schedule for memory.
     """
-    waiting = 0
-    for full in reversed(lifted):
-        waiting += full.size * full.dtype.itemsize
-        if waiting >= IN_FLIGHT_BYTES and not on_mesh(full):
-            return lax.platform_dependent(
-                low, full, cpu=jax.jit(_lift_after), default=_at_once
-            )
-    return low
+
+    def __init__(self) -> None:
+        self._lifted: list[jax.Array] = []
+        self._before: list[int] = []  # bytes lifted before each
+        self._bytes = 0
+
+    def wait(self, low: jax.Array) -> jax.Array:
+        """`low`, not to be had before all but the last `IN_FLIGHT_BYTES` are lifted."""
+        position = bisect.bisect_right(self._before, self._bytes - IN_FLIGHT_BYTES)
+        if not position or on_mesh(self._lifted[position - 1]):
+            return low
+        return _on_cpu_after(low, self._lifted[position - 1])
+
+    def lifted(self, full: jax.Array) -> None:
+        self._lifted.append(full)
+        self._before.append(self._bytes)
+        self._bytes += full.size * full.dtype.itemsize
+
+
+# Traced once for all leaves of one shape.
+@functools.partial(jax.jit, inline=True)
+def _on_cpu_after(low: jax.Array, other: jax.Array) -> jax.Array:
+    return lax.platform_dependent(
+        low, other, cpu=jax.jit(_lift_after), default=_at_once
+    )
 
 
 def one_by_one(tree: Tree, previous: jax.Array) -> tuple[Tree, jax.Array]:

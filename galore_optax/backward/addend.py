@@ -9,12 +9,19 @@ an axis of the weight has its letter in each array that runs over it, and the ad
 import dataclasses
 import functools
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from galore_optax._xla.sharding import (
+    Names,
+    explicit_sharding,
+    made_of,
+    names_of,
+    place,
+)
 from galore_optax.backward.coding import Coding
 
 # (array, position of an axis) -> the array with that axis changed
@@ -69,6 +76,22 @@ class Term:
         return dataclasses.replace(
             self, stored=stored, axes=letter + self.axes.replace(letter, "")
         )
+
+    def lying(self, names: Mapping[str, Names]) -> "Term":
+        """With these batch axes split over these axes of an Explicit mesh."""
+        at = {self.axes.index(letter): found for letter, found in names.items()}
+        if self.coding is not None and not all(map(self.coding.is_batch, at)):
+            return self.decoded().lying(names)
+
+        def one(x: jax.Array) -> jax.Array:
+            sharding = explicit_sharding(x)
+            if sharding is None:
+                return x
+            before = enumerate(names_of(sharding, x.ndim))
+            after = [at.get(axis, found) for axis, found in before]
+            return place(x, made_of(sharding.mesh, after))
+
+        return self.holding(jax.tree.map(one, self.stored))
 
     def holding(self, stored: Any) -> "Term":
         return dataclasses.replace(self, stored=stored)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 from jax import lax
 
+from galore_optax._xla.sharding import names_of
 from galore_optax.backward.addend import Addend, Change, Factored, Term
 from galore_optax.backward.reshape import reshape, with_axis
 from galore_optax.backward.rules import Rule, Run
@@ -43,6 +44,14 @@ def _any_weight(operands: list[Any]) -> bool:
 def _unchanged(equation: Any, addend: Addend) -> list[Addend]:
     del equation
     return [addend]
+
+
+def _reshard(equation: Any, addend: Addend) -> list[Addend]:
+    """Batch axes go where the weight's do: loops and products want them alike."""
+    sharding = equation.outvars[0].aval.sharding
+    weight = dict(zip(addend.axes, names_of(sharding, len(addend.axes)), strict=True))
+    names = {x: y for x, y in weight.items() if all(x in t.axes for t in addend.terms)}
+    return [addend.with_terms([x.lying(names) for x in addend.terms], addend.axes)]
 
 
 def _convert(equation: Any, addend: Addend) -> list[Addend] | None:
@@ -169,11 +178,12 @@ def _shape(equation: Any) -> tuple[int, ...]:
 
 _UNCHANGED = (
     *("copy", "copy_p", "name", "reduce_precision", "pvary", "pcast"),
-    *("sharding_constraint", "layout_constraint", "reshard", "mesh_cast"),
+    *("sharding_constraint", "layout_constraint", "mesh_cast"),
 )
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNCHANGED, _rule(_unchanged)),
+    "reshard": _rule(_reshard),
     "convert_element_type": _rule(_convert),
     "transpose": _rule(_transpose),
     "squeeze": _rule(_squeeze),

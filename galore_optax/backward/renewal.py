@@ -26,6 +26,7 @@ from galore_optax._projector.refresh import (
     counted,
     joined,
     owed_now,
+    rested,
 )
 from galore_optax._projector.renew import Found, Run, Turn, gathered
 from galore_optax._selection.matrices import Matrix
@@ -118,7 +119,9 @@ class _Part(NamedTuple):
         projectors, accepted = gathered(groups, results)
         before = _state.read(plan, old)
         projectors = lying_like(projectors, before)
-        refresh = counted(plan, self.counters, self.owed, accepted, old.count)
+        bases, rule = (before, projectors), self.record.config.refresh
+        rest = rested(plan, rule, old.refresh, bases, accepted)
+        refresh = counted(plan, self.counters, self.owed, accepted, old.count, rest)
         nodes = plan.arrange(map(_state.as_node, projectors))
         moved = self.move(before, projectors, accepted, old.inner_state)
         return old._replace(projector=nodes, refresh=refresh, inner_state=moved)
@@ -129,7 +132,9 @@ def _part(
 ) -> _Part:
     plan, method = record.plan, cast(ByProducts, record.config.subspace)
     owed = owed_now(plan, record.config.stagger, old.refresh, old.count, when)
-    last, refused = (joined(plan, counters) for counters in old.refresh)
+    last, refused = (
+        joined(plan, counters) for counters in (old.refresh.last, old.refresh.refused)
+    )
     turn = Turn(owed, owed, last < 0, plan.names)
     run = Run(method, old.key, old.count, record.config.moments.align_signs)
     places = [weights.paths.index(matrix.path) for matrix in plan.projected]

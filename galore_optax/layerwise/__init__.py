@@ -12,7 +12,11 @@ from galore_optax.layerwise._clip import clip_by_global_norm as clip_by_global_n
 from galore_optax.layerwise._clip import (
     clip_by_projected_norm as clip_by_projected_norm,
 )
+from galore_optax.layerwise._modules import Structure as Structure
+from galore_optax.layerwise._modules import split as split
 from galore_optax.layerwise._parts import Params as Params
+from galore_optax.layerwise._stack import stack as stack
+from galore_optax.layerwise._stack import unstack as unstack
 from galore_optax.layerwise._step import Report as Report
 from galore_optax.layerwise._step import Step as Step
 from galore_optax.layerwise._step import make_step as make_step

@@ -85,7 +85,7 @@ def _add_model(add: Callable[..., Any]) -> None:
         " also adamw8bit adafactor"
     )
     add("--method", nargs="+", metavar="NAME", help=text)
-    text = "of the methods, such as rank=1024; may be given several times"
+    text = "of the methods, such as rank=1024 or 0.25; may be given several times"
     add("--option", action="append", default=[], metavar="NAME=VALUE", help=text)
     text = (
         f"such as 24GB, or {', '.join(CARDS)}: search ranks, 8-bit moments, and what of"

@@ -10,3 +10,4 @@ from galore_optax.moments._base import Moment as Moment
 from galore_optax.moments.keep import keep as keep
 from galore_optax.moments.reset import reset as reset
 from galore_optax.moments.rotate import rotate as rotate
+from galore_optax.moments.transfer import transfer as transfer

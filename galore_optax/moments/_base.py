@@ -29,8 +29,9 @@ class AtRefresh(Protocol):
 
     Attributes:
       moves: whether moments are changed at all; if not, no step holds code for it.
-      turns: whether `Q` is asked for, which needs orthonormal bases, and to know what
-        each array of the state is.
+      turns: whether `Q` is asked for, which needs to know what each array of the state
+        is.
+      rotates: whether `Q` has to be near a rotation, as between orthonormal bases.
       align_signs: whether each column of a new basis gets the sign that makes its
         product with the old one positive.
     """
@@ -40,6 +41,9 @@ class AtRefresh(Protocol):
 
     @property
     def turns(self) -> bool: ...
+
+    @property
+    def rotates(self) -> bool: ...
 
     @property
     def align_signs(self) -> bool: ...

@@ -13,6 +13,7 @@ class _Keep:
     align_signs: bool
     moves: bool = dataclasses.field(default=False, init=False)
     turns: bool = dataclasses.field(default=False, init=False)
+    rotates: bool = dataclasses.field(default=False, init=False)
 
     def moved(self, moment: Moment) -> jax.Array:
         return moment.value

@@ -12,6 +12,7 @@ from galore_optax.moments._base import AtRefresh, Moment
 class _Reset:
     moves: bool = dataclasses.field(default=True, init=False)
     turns: bool = dataclasses.field(default=False, init=False)
+    rotates: bool = dataclasses.field(default=False, init=False)
     align_signs: bool = dataclasses.field(default=False, init=False)
 
     def moved(self, moment: Moment) -> jax.Array:

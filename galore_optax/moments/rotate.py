@@ -13,6 +13,7 @@ from galore_optax.moments._base import AtRefresh, Moment
 class _Rotate:
     moves: bool = dataclasses.field(default=True, init=False)
     turns: bool = dataclasses.field(default=True, init=False)
+    rotates: bool = dataclasses.field(default=True, init=False)
     align_signs: bool = dataclasses.field(default=False, init=False)
 
     def moved(self, moment: Moment) -> jax.Array:

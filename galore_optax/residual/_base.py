@@ -15,7 +15,7 @@ class Added(NamedTuple):
     """`G diag(columns) + P coordinates`, lifted by the product of the update itself."""
 
     columns: jax.Array  # of the leaf's axes, 1 for projected ones
-    coordinates: jax.Array
+    coordinates: jax.Array | None  # `None` for nothing inside the subspace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Step:
     gradient: jax.Array  # G, the leaf's shape, f32 at least
     coordinates: jax.Array  # R
     direction: jax.Array  # N, before the learning rate
-    scale: Any  # that P N is multiplied by
+    scale: Any  # of the update
     gram: Callable[[jax.Array], jax.Array]  # R -> Pᵀ P R
     projected: tuple[int, ...]  # axes of the leaf
     others: tuple[int, ...]  # axes of the other side
@@ -37,6 +37,11 @@ class Step:
     def lengths(self, coordinates: jax.Array) -> jax.Array:
         """The length of each column, in the axes of `Added.columns`."""
         return jnp.sqrt(self._products(coordinates, coordinates))
+
+    def of_matrix(self, lengths: jax.Array) -> jax.Array:
+        """Of the lengths of the columns of each matrix, its own."""
+        square = jnp.sum(lengths**2, (*self.projected, *self.others), keepdims=True)
+        return jnp.sqrt(square)
 
     def over_rank(self, columns: jax.Array) -> jax.Array:
         """Columns, as they multiply coordinates."""
@@ -52,17 +57,18 @@ class Step:
         """
         columns, low = added
         square = columns**2 * jnp.sum(self.gradient**2, self.projected, keepdims=True)
-        square += 2 * columns * self._products(self.coordinates, low)
-        square += self._products(low, self.gram(low))
+        if low is not None:
+            square += 2 * columns * self._products(self.coordinates, low)
+            square += self._products(low, self.gram(low))
         total = jnp.sum(square, axis=(*self.projected, *self.others))
         return jnp.sqrt(jnp.maximum(total, 0))  # a difference of rounded sums
 
     def times(self, factors: jax.Array, added: Added) -> Added:
         """Each matrix of `added` times a factor of its own."""
         columns = jnp.expand_dims(factors, (*self.projected, *self.others))
-        return Added(
-            added.columns * columns, added.coordinates * self.over_rank(columns)
-        )
+        low = added.coordinates
+        inside = None if low is None else low * self.over_rank(columns)
+        return Added(added.columns * columns, inside)
 
     def _products(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Of column with column."""
@@ -80,7 +86,14 @@ class Residual(Protocol):
 
     Implementations must not be callable (`optax.inject_hyperparams` would call them); a
     frozen dataclass is not.
+
+    Attributes:
+      instead: whether it takes the place of the lifted update `P N`, which is then not
+        computed.
     """
+
+    @property
+    def instead(self) -> bool: ...
 
     def of(self, step: Step, norms: jax.Array) -> tuple[Added, jax.Array]:
         """What is added, and what is remembered.
@@ -94,6 +107,15 @@ class Residual(Protocol):
           round; and the new norms.
         """
         ...
+
+
+def check_gamma(name: str, gamma: Any) -> None:
+    """Raises unless norms may grow by `gamma` in a step."""
+    if not isinstance(gamma, jax.Array) and not gamma > 1:
+        raise ValueError(
+            f"{name}(gamma={gamma!r}) must be a number above 1, by which the norm may"
+            " grow in a step, such as 1.01, or math.inf."
+        )
 
 
 def limited(

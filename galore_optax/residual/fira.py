@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import jax
 
 from galore_optax._types import Scalar
-from galore_optax.residual._base import Added, Residual, Step, limited
+from galore_optax.residual._base import Added, Residual, Step, check_gamma, limited
 
 Definition = Literal["orthogonal", "scaled"]
 
@@ -18,13 +18,10 @@ _EPS = 1e-8  # of the publication
 class _Fira:
     gamma: Scalar
     definition: Definition
+    instead: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.gamma, jax.Array) and not self.gamma > 1:
-            raise ValueError(
-                f"fira(gamma={self.gamma!r}) must be a number above 1, by which a"
-                " residual may grow in a step, such as 1.01, or math.inf."
-            )
+        check_gamma("fira", self.gamma)
         if self.definition not in get_args(Definition):
             raise ValueError(
                 f"fira(definition={self.definition!r}) must be one of"

@@ -82,6 +82,45 @@ class ByProducts(Subspace, Protocol):
         ...
 
 
+@runtime_checkable
+class ByStep(Subspace, Protocol):
+    """A method that finds bases in another way as training goes on."""
+
+    def basis_at(
+        self,
+        step: jax.Array,
+        gradient: jax.Array,
+        previous: jax.Array,
+        key: jax.Array,
+        cold: jax.Array,
+    ) -> jax.Array:
+        """As `basis`, at `step`, int32 scalar: updates so far."""
+        ...
+
+
+@runtime_checkable
+class ByNumbers(Subspace, Protocol):
+    """A method whose columns are made of one number each, and never stored themselves.
+
+    The state holds the numbers, 4 bytes a column. Every product makes the basis anew,
+    so that `columns` must give the same one each time, on any number of devices.
+    """
+
+    def numbers(
+        self,
+        gradient: jax.Array,
+        previous: jax.Array,
+        key: jax.Array,
+        cold: jax.Array,
+    ) -> jax.Array:
+        """(rank,), uint32: one number a column; the arguments are those of `basis`."""
+        ...
+
+    def columns(self, numbers: jax.Array, size: int, dtype: Any) -> jax.Array:
+        """(size, rank) of `dtype`, from (rank,) numbers."""
+        ...
+
+
 def basis_by_products(
     method: ByProducts,
     gradient: jax.Array,

@@ -6,7 +6,7 @@ Adding a transformation is one line in `TRANSFORMATIONS`.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -36,6 +36,9 @@ READY_MADE: dict[str, Make] = {
     "fira_adamw": lambda: go.fira_adamw(
         LR, rank=4, weight_decay=0.1, update_proj_gap=3
     ),
+    "apollo_adamw": lambda: go.apollo_adamw(
+        LR, rank=4, weight_decay=0.1, update_proj_gap=3
+    ),
 }
 
 TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
@@ -55,6 +58,37 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
     "galore(adam), random": lambda: go.galore(
         optax.adam(LR), rank=4, subspace=go.subspace.random(), stagger=True
     ),
+    "galore(adam), gaussian": lambda: go.galore(
+        optax.adam(LR), rank=4, subspace=go.subspace.gaussian(), update_proj_gap=2
+    ),
+    "galore(adam), golore": lambda: go.galore(
+        optax.adam(LR),
+        rank=4,
+        subspace=go.subspace.golore(random_from=2),
+        moments=go.moments.transfer(),
+        update_proj_gap=2,
+    ),
+    "galore(adam), sara": lambda: go.galore(
+        optax.adam(LR), rank=4, subspace=go.subspace.sara(), update_proj_gap=2
+    ),
+    "galore(adam), dct": lambda: go.galore(
+        optax.adam(LR),
+        rank=4,
+        subspace=go.subspace.dct(),
+        moments=go.moments.rotate(),
+        update_proj_gap=2,
+    ),
+    "galore(adam), lazy": lambda: go.galore(
+        optax.adam(LR), rank=4, refresh=go.refresh.lazy(), update_proj_gap=1
+    ),
+    "apollo_mini_adamw": lambda: go.apollo_mini_adamw(
+        LR, weight_decay=0.1, update_proj_gap=3
+    ),
+    "galore_muon": lambda: go.galore_muon(
+        LR, rank=4, weight_decay=0.1, update_proj_gap=2
+    ),
+    "galore(muon)": lambda: go.galore(optax.contrib.muon(LR), rank=4),
+    "ldadam": lambda: go.ldadam(LR, rank=4, weight_decay=0.1),
     "galore(adam), full": lambda: go.galore(optax.adam(LR), rank=4, proj_type="full"),
     "galore(adam), int4": lambda: go.galore(
         optax.adam(LR), rank=4, projector_dtype="int4", update_proj_gap=3
@@ -68,6 +102,9 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
         code=go.codes.companded(min_size=64),
         moments=go.moments.rotate(),
         update_proj_gap=2,
+    ),
+    "galore_adamw, full_size_rate": lambda: go.galore_adamw(
+        LR, rank=4, full_size_rate=0.3, update_proj_gap=2
     ),
     "galore_adamw, full, reset": lambda: go.galore_adamw(
         LR, rank=4, moments=go.moments.reset(), proj_type="full", update_proj_gap=2
@@ -88,20 +125,31 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
 }
 
 
-def _rows(names: dict[str, Make]) -> pytest.MarkDecorator:
-    """A row takes its time: those that are not ready-made are run by CI alone."""
+# A row takes its time: others are run by CI alone, where they differ from these in
+# nothing that the table is about.
+QUICK = set(READY_MADE) - {"apollo_adamw"}
+
+
+def _rows(names: dict[str, Make], quick: Collection[str]) -> pytest.MarkDecorator:
     rows = [
-        pytest.param(make, id=name, marks=[pytest.mark.slow] * (name not in READY_MADE))
+        pytest.param(make, id=name, marks=[pytest.mark.slow] * (name not in quick))
         for name, make in names.items()
     ]
     return pytest.mark.parametrize("make", rows)
 
 
-every = _rows(TRANSFORMATIONS)
+every = _rows(TRANSFORMATIONS, QUICK)
 # Whose state is a `GaLoreState`, and no tuple of Optax' chain.
-INSIDE = ("quantized(adam)", "chain", "fira_adamw")
-outermost = _rows({k: v for k, v in TRANSFORMATIONS.items() if k not in INSIDE})
-ready_made = _rows(READY_MADE)
+INSIDE = (
+    "quantized(adam)",
+    "chain",
+    "fira_adamw",
+    "apollo_adamw",
+    "apollo_mini_adamw",
+    "ldadam",
+)
+outermost = _rows({k: v for k, v in TRANSFORMATIONS.items() if k not in INSIDE}, QUICK)
+ready_made = _rows(READY_MADE, READY_MADE)
 
 
 def params(dtype: Any = jnp.float32) -> Any:

@@ -3,7 +3,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -35,7 +35,13 @@ class Factory:
 
 
 # A callable that Optax would take for a schedule; a number that bf16 would round.
-OWN_STATIC = {go.galore_adamw8bit: ("code",), go.fira_adamw: ("gamma",)}
+OWN_STATIC = {
+    go.galore_adamw8bit: ("code",),
+    go.fira_adamw: ("gamma",),
+    go.apollo_adamw: ("gamma",),
+    go.galore_muon: ("beta", "nesterov", "ns_steps", "consistent_rms"),
+    go.ldadam: ("rho", "error_feedback"),
+}
 LEARNING = {"learning_rate": LR, "rank": 4}
 FACTORIES = {
     "galore(adam)": Factory(go.galore, {"inner": optax.adam(LR), "rank": 4}),
@@ -46,8 +52,30 @@ FACTORIES = {
     ),
     "galore_adafactor": Factory(go.galore_adafactor, LEARNING),
     "fira_adamw": Factory(go.fira_adamw, LEARNING),
+    "apollo_adamw": Factory(go.apollo_adamw, LEARNING),
+    # Each step amplifies roundings by 3.4.
+    "galore_muon": Factory(go.galore_muon, LEARNING | {"ns_steps": 1}),
+    "ldadam": Factory(go.ldadam, LEARNING),
 }
-DECAYING = ["galore_adamw", "galore_adamw8bit", "fira_adamw"]
+# These take their time, and differ from the others in nothing that is tested here.
+CI_ALONE = ("apollo_adamw", "ldadam", "galore_muon")
+
+
+def rows(names: Iterable[str]) -> pytest.MarkDecorator:
+    slow = {name: [pytest.mark.slow] * (name in CI_ALONE) for name in names}
+    return pytest.mark.parametrize(
+        "name", [pytest.param(x, marks=slow[x]) for x in slow]
+    )
+
+
+DECAYING = [
+    "galore_adamw",
+    "galore_adamw8bit",
+    "fira_adamw",
+    "apollo_adamw",
+    "ldadam",
+    "galore_muon",
+]
 
 
 def only_w(tree: Any) -> Any:
@@ -60,7 +88,7 @@ def no_gradients(weights: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", FACTORIES)
+@rows(FACTORIES)
 def test_same_numbers_and_one_compilation(name: str, dtype: Any, caplog: Any) -> None:
     # In bf16 Optax would make 1 of 0.999, and divide 0 by 0.
     adam = dtype == jnp.bfloat16 and name in DECAYING
@@ -90,13 +118,13 @@ def test_same_numbers_and_one_compilation(name: str, dtype: Any, caplog: Any) ->
     assert len(named) == 1
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@rows(FACTORIES)
 def test_scale_and_gap_are_hyperparameters(name: str) -> None:
     state = FACTORIES[name].injected(scale=0.25).init(params())
     assert {"scale", "update_proj_gap"} <= set(state.hyperparams)
 
 
-@pytest.mark.parametrize("name", DECAYING)
+@rows(DECAYING)
 def test_a_mask_named_static_masks(name: str) -> None:
     tx = FACTORIES[name].injected("mask", weight_decay=0.1, mask=only_w)
     weights = params()
@@ -105,7 +133,7 @@ def test_a_mask_named_static_masks(name: str) -> None:
     assert moved == only_w(weights)
 
 
-@pytest.mark.parametrize("name", DECAYING)
+@rows(DECAYING)
 def test_a_mask_taken_for_a_schedule_is_refused(name: str) -> None:
     """Called with the step, it would leave every leaf without decay, silently."""
     wrapped = optax.inject_hyperparams(FACTORIES[name].make, static_args=go.STATIC_ARGS)
@@ -119,7 +147,7 @@ def test_a_mask_taken_for_a_schedule_is_refused(name: str) -> None:
         use()
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@rows(FACTORIES)
 @pytest.mark.parametrize("argument", ["scale", "update_proj_gap"])
 def test_per_leaf_callables_named_static(name: str, argument: str) -> None:
     values = {"scale": (1.0, 0.5), "update_proj_gap": (2, 3)}[argument]
@@ -149,7 +177,7 @@ def test_schedules_of_scale_and_gap() -> None:
     np.testing.assert_allclose(sizes, [2.0, 4.0, 6.0], rtol=1e-5)  # sqrt(rank) * scale
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@rows(FACTORIES)
 def test_ours_finds_the_static_arguments(name: str) -> None:
     factory = FACTORIES[name]
     tx = go.inject_hyperparams(factory.make)(**factory.arguments)
@@ -163,7 +191,7 @@ def test_ours_finds_the_static_arguments(name: str) -> None:
     assert avals(after) == avals(state)
 
 
-@pytest.mark.parametrize("name", DECAYING)
+@rows(DECAYING)
 def test_ours_takes_a_mask(name: str) -> None:
     factory = FACTORIES[name]
     tx = go.inject_hyperparams(factory.make)(

@@ -38,6 +38,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"clip_projected": True},
         "goes with layerwise or gradients=never",
     ),
+    "nothing to diagnose": (
+        {"diagnose_every": 5, "optimizer": "adamw", "options": ()},
+        "adamw, which projects nothing. Take 'galore_adamw'",
+    ),
+    "diagnosed by layers": (
+        {"diagnose_every": 5, "layerwise": True},
+        "diagnose_every=5 forms all gradients",
+    ),
     "steps": ({"steps": 0}, "steps=0 must be at least 1"),
 }
 

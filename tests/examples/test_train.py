@@ -42,6 +42,19 @@ def test_a_run_learns_and_records(files: Path, tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").stat().st_size > 10_000
 
 
+def test_what_a_projection_captures_is_recorded(files: Path, tmp_path: Path) -> None:
+    run = tiny(files, tmp_path, steps=5, diagnose_every=2, log_every=2, eval_every=0)
+    records = Trainer(run).train().records
+    steps, energy = metrics.series(records, "projection/energy/layers/mlp/up/kernel")
+    assert steps == [2, 4, 5]
+    assert all(0 < value <= 1 for value in energy)
+    # Renewed at the first step and at the fourth.
+    assert metrics.series(records, "projection/age")[1] == [1, 0, 1]
+    assert metrics.series(records, "gradient_norm")[0] == [1, 2, 4, 5]
+    assert metrics.read(tmp_path / "metrics.jsonl") == records
+    assert (tmp_path / "energy.png").stat().st_size > 10_000
+
+
 def test_accumulation_changes_nothing_but_rounding(files: Path, tmp_path: Path) -> None:
     parts = batch(8)
     parts[2, 5:] = PAD  # parts have unequal numbers of tokens

@@ -39,6 +39,16 @@ def test_moments_and_adamw_are_told_by_dtype(capsys: Output) -> None:
     assert f"exceeds optax.adamw's, {adamw / 1e6:.2f} MB. Less takes a lower" in out
 
 
+def test_a_rank_may_be_a_share(capsys: Output) -> None:
+    assert run("60m", "--method", "galore_adamw", "--option", "rank=0.25") == 0
+    share = capsys.readouterr().out
+    assert run("60m", "--method", "galore_adamw", "--option", "rank=128") == 0
+    whole = capsys.readouterr().out  # 512 wide
+    assert "rank=0.25" in share
+    assert share.replace("rank=0.25", "rank=128 ").split() == whole.split()
+    assert run("60m", "--option", "rank=1.5") == 2
+
+
 def test_nothing_is_said_of_adamw_where_it_is_what_is_planned(capsys: Output) -> None:
     assert run("60m", "--method", "adamw", "--dtype", "float32") == 0
     out = capsys.readouterr().out
