@@ -41,6 +41,15 @@ def _process(
     lines[:] = prepared(lines)
 
 
+def _skip(
+    app: Sphinx, what: str, name: str, found: Any, skip: bool, options: Any
+) -> bool | None:
+    """Fields of a NamedTuple stand in its signature, and have no docstring."""
+    is_field = str(found.__doc__).startswith("Alias for field number")
+    return True if is_field else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _process, priority=_BEFORE_NAPOLEON)
+    app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True}

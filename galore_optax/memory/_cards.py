@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of accelerators by name."""
 
+from difflib import get_close_matches
+
+from galore_optax.memory._bytes import parse_size
+
 _MIB, _GIB = 2**20, 2**30
 
 # Bytes that a program can be given, by XLA's descriptions; of others what the driver
@@ -20,3 +24,19 @@ CARDS = {
     "h100": 81_559 * _MIB,
     "h200": 150_754_820_096,
 }
+
+
+def memory_of(text: str) -> int:
+    """Bytes of a card by its name, or of a size such as `24GB`.
+
+    Raises:
+      ValueError: it is neither; the nearest name is offered.
+    """
+    if text in CARDS:
+        return CARDS[text]
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        near = get_close_matches(text, CARDS, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{error} {hint}Known cards: {', '.join(CARDS)}.") from None

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from galore_optax.memory._bytes import parse_size
-from galore_optax.memory._cards import CARDS
+from galore_optax.memory._cards import CARDS, memory_of
 from galore_optax.memory._methods import Method, option_names, parse_options
 from galore_optax.memory._model import (
     DTYPES,
@@ -125,9 +124,7 @@ def chosen(found: argparse.Namespace) -> tuple[Sizes, list[Method], Setting]:
 
 def _plan(found: argparse.Namespace) -> int:
     sizes, methods, setting = chosen(found)
-    budget = None
-    if found.budget:
-        budget = CARDS.get(found.budget) or parse_size(found.budget)
+    budget = memory_of(found.budget) if found.budget else None
     plans = [plan(sizes, with_rank(method, sizes), setting) for method in methods]
     said = filter(None, (table(plans), against_adamw(plans), notes(plans)))
     print(f"{found.model}: {setting}", "", *said, sep="\n", flush=True)

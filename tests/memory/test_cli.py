@@ -155,3 +155,9 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run("9m", "--png", "x.png") == 2
     assert 'pip install "galore_optax[plan]"' in capsys.readouterr().err
+
+
+def test_an_unknown_card_is_told_the_nearest(capsys: Output) -> None:
+    assert run("9m", "--budget", "a100-40") == 2
+    told = capsys.readouterr().err
+    assert "Did you mean 'a100-40gb'? Known cards: rtx3060, t4," in told
