@@ -33,13 +33,12 @@ class Deal:
     ) -> jax.Array:
         """(count, parts of the other axes) -> (each, all of the other axes)."""
         x, at = self._cut(stack, fill), len(self.axes)
+        for name in self._unused(names):
+            dim = self.axes.index(name)
+            x = lax.dynamic_slice_in_dim(x, lax.axis_index(name), 1, dim)
         for axis, split in enumerate(names):
             for name in reversed(split):  # the last of them splits the finest
                 x = _swap(x, name, self.axes.index(name), at + 1 + axis)
-        for name in self._unused(names):
-            x = lax.dynamic_slice_in_dim(
-                x, lax.axis_index(name), 1, self.axes.index(name)
-            )
         return x.reshape(x.shape[at:])
 
     def collect(self, mine: jax.Array, names: Sequence[Names]) -> jax.Array:

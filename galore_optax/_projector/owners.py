@@ -22,11 +22,16 @@ import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
 from galore_optax._projector.bundle import NOBODY, Bundle, Member, Pieces
-from galore_optax._projector.groups import leaves_of
+from galore_optax._projector.groups import Leaf, kind_of, leaves_of
 from galore_optax._projector.renew import Found, Run, Turn, renew_leaves
 from galore_optax._selection.matrices import Plan
 from galore_optax._storage.projectors import Projectors
+from galore_optax._xla.order import once_done
 from galore_optax._xla.sharding import place, sharding_of
+
+# Bytes of a gradient up to which several matrices of one device share a turn: of larger
+# ones a turn is long, and the workspace of each is a share of what a device holds.
+_SMALL = 2**22
 
 
 def owners_of(
@@ -41,6 +46,11 @@ def owners_of(
             return None
         members.append(Member(matrix, lying, arrays))
     return Owners(tuple(members)) if members[0].mesh.size > 1 else None
+
+
+def _bytes(member: Member, gradient: jax.Array) -> int:
+    """Of one matrix of a leaf."""
+    return gradient.size // member.matrix.count * gradient.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +69,19 @@ class Owners:
         explicit = AxisType.Explicit in self.mesh.axis_types
         return explicit or any(any(member.batch) for member in self.members)
 
-    def bundles(self, gradients: Sequence[jax.Array]) -> list[list[int]]:
-        """Positions of leaves that are dealt out together.
+    def kinds(self, gradients: Sequence[jax.Array]) -> list[list[list[int]]]:
+        """Positions of leaves, by what shares a loop, by what is dealt out together.
 
-        One that gives all devices as many matrices is by itself: it needs no copy.
+        A leaf that gives all devices as many matrices is by itself: it needs no copy.
         """
-        found: dict[Any, list[int]] = {}
+        found: dict[Any, dict[Any, list[int]]] = {}
         members = zip(self.members, gradients, strict=True)
         for position, (member, gradient) in enumerate(members):
             even = member.deal.count % math.prod(member.deal.sizes) == 0
-            key = (member.kind(gradient.dtype), position if even else None)
-            found.setdefault(key, []).append(position)
-        return list(found.values())
+            stack = (member.kind(gradient.dtype), position if even else None)
+            loop = kind_of(member.matrix, gradient, member.projectors)
+            found.setdefault(loop, {}).setdefault(stack, []).append(position)
+        return [list(stacks.values()) for stacks in found.values()]
 
     def renew(
         self, gradients: Sequence[jax.Array], turn: Turn, run: Run, *, together: bool
@@ -78,8 +89,11 @@ class Owners:
         """As `renew_leaves`."""
         places = [member.places for member in self.members]
         specs, all_of_it = jax.tree.map(lambda x: x.spec, places), PartitionSpec()
-        bundles = self.bundles(gradients)
-        work = functools.partial(_work, self, bundles, run, together)
+        small = all(
+            _bytes(*x) <= _SMALL for x in zip(self.members, gradients, strict=True)
+        )
+        kinds = self.kinds(gradients)
+        work = functools.partial(_work, self, kinds, run, together and small)
         mapped = jax.shard_map(
             work,
             mesh=self.mesh,
@@ -101,7 +115,7 @@ class Owners:
 
 def _work(
     owners: Owners,
-    positions: list[list[int]],
+    kinds: list[list[list[int]]],
     run: Run,
     together: bool,
     pieces: list[Pieces],
@@ -109,37 +123,48 @@ def _work(
 ) -> tuple[list[Projectors], jax.Array]:
     """Of one device: new projectors as far as they lie here, and what was accepted."""
     turn, key, step = shared
-    bundles = [Bundle(tuple(owners.members[i] for i in at)) for at in positions]
-    hands = [
-        bundle.dealt([pieces[i] for i in at])
-        for bundle, at in zip(bundles, positions, strict=True)
-    ]
-    leaves = leaves_of(
-        [bundle.matrix for bundle in bundles],
-        [hand.gradient for hand in hands],
-        [hand.projectors for hand in hands],
-    )
-    mine = jnp.concatenate([hand.numbers for hand in hands])
-    own, run = _own(turn, mine), run._replace(key=key, step=step)
-    new, accepted = renew_leaves(leaves, own, run, together=together)
+    run = run._replace(key=key, step=step)
     found: dict[int, Projectors] = {}
-    for bundle, at, projectors in zip(bundles, positions, new, strict=True):
-        found.update(zip(at, bundle.collected(projectors), strict=True))
-    taken = _of_all(accepted, mine, len(turn.owed), owners.mesh.axis_names)
-    return [found[position] for position in sorted(found)], taken
+    taken = jnp.zeros(len(turn.owed), jnp.int32)
+    for positions in kinds:
+        # Or gradients of all kinds would be dealt out at once, and all be held.
+        now = once_done({i: pieces[i] for at in positions for i in at}, taken)
+        hands = [_Hand(owners, at, [now[i] for i in at]) for at in positions]
+        mine = jnp.concatenate([hand.pieces.numbers for hand in hands])
+        new, accepted = renew_leaves(
+            _leaves(hands), _own(turn, mine), run, together=together
+        )
+        for hand, projectors in zip(hands, new, strict=True):
+            found.update(hand.collected(projectors))
+        number = jnp.where(mine == NOBODY, len(turn.owed), mine)
+        taken = taken.at[number].set(accepted.astype(jnp.int32), mode="drop")
+    everyones = jax.lax.psum(taken, owners.mesh.axis_names) > 0
+    return [found[position] for position in sorted(found)], everyones
+
+
+class _Hand:
+    """What one device renews of one bundle."""
+
+    def __init__(self, owners: Owners, positions: list[int], pieces: list[Pieces]):
+        self.positions = positions
+        self.bundle = Bundle(tuple(owners.members[i] for i in positions))
+        self.pieces = self.bundle.dealt(pieces)
+
+    def collected(self, found: Projectors) -> dict[int, Projectors]:
+        """By position, what lies here."""
+        parts = self.bundle.collected(found)
+        return dict(zip(self.positions, parts, strict=True))
+
+
+def _leaves(hands: Sequence[_Hand]) -> list[Leaf]:
+    return leaves_of(
+        [hand.bundle.matrix for hand in hands],
+        [hand.pieces.gradient for hand in hands],
+        [hand.pieces.projectors for hand in hands],
+    )
 
 
 def _own(turn: Turn, mine: jax.Array) -> Turn:
     lanes, owed, cold, names = (x[mine] for x in turn)
     somebody = mine != NOBODY
     return Turn(lanes & somebody, owed & somebody, cold, names)
-
-
-def _of_all(
-    accepted: jax.Array, mine: jax.Array, count: int, axes: tuple[str, ...]
-) -> jax.Array:
-    """(count,): whether a matrix took a basis, wherever its owner is."""
-    number = jnp.where(mine == NOBODY, count, mine)
-    taken = jnp.zeros(count, jnp.int32)
-    taken = taken.at[number].set(accepted.astype(jnp.int32), mode="drop")
-    return jax.lax.psum(taken, axes) > 0

@@ -95,7 +95,7 @@ def join(x: jax.Array, axis: int, blocks: Blocks) -> jax.Array:
         filled = (*before, blocks.shards, size + blocks.missing, *after)
         x = _reshape(x, filled, names)
         x = jax.lax.slice_in_dim(x, 0, size, axis=axis + 1)
-    joined = names and [*names[: axis + 1], *names[axis + 2 :]]
+    joined = None if names is None else [*names[: axis + 1], *names[axis + 2 :]]
     return _reshape(x, (*before, blocks.length, *after), joined)
 
 
@@ -124,12 +124,13 @@ def _on_shards(
 
 def _names(x: jax.Array) -> list[Names] | None:
     sharding = explicit_sharding(x)
-    return sharding and names_of(sharding, x.ndim)
+    return None if sharding is None else names_of(sharding, x.ndim)
 
 
 def _reshape(
     x: jax.Array, shape: Sequence[int], names: list[Names] | None
 ) -> jax.Array:
     """The mesh axes are those of the result."""
-    sharding = names and made_of(jax.typeof(x).sharding.mesh, names)
+    mesh = jax.typeof(x).sharding.mesh
+    sharding = None if names is None else made_of(mesh, names)
     return jax.lax.reshape(x, shape, out_sharding=sharding)
