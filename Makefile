@@ -51,7 +51,7 @@ format: .venv/dev
 # Those with MINUTES go on where they stopped; GLUE is a folder with GLUE's tsv files.
 MINUTES ?= 60
 RUN := $(BIN)/python -m benchmarks
-SPEED := optimizer_step floor step_trace trace_time against_torch \
+SPEED := optimizer_step family_step floor step_trace trace_time against_torch \
 	training_step refresh_7b blas_threads
 bench: .venv/rivals
 	set -e; for name in $(SPEED); do $(RUN).speed.$$name; done
@@ -76,7 +76,7 @@ bench: .venv/rivals
 	$(RUN).lib.report
 
 # The small ones, in ten minutes; they print and record nothing.
-QUICK := optimizer_step floor step_trace refresh_7b against_torch training_step
+QUICK := optimizer_step family_step floor step_trace refresh_7b against_torch training_step
 bench-quick: .venv/rivals
 	set -e; for name in $(QUICK); do $(RUN).speed.$$name --quick; done
 

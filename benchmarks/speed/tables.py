@@ -43,6 +43,22 @@ def steps(sizes: Found) -> str:
     return table(STEP_HEAD, rows)
 
 
+@of("speed/family_step")
+def family_step(found: Found) -> str:
+    rows = [
+        (
+            f"`{name}`" if "alone" not in name else name,
+            f"{1e3 * row['steady_seconds']:.0f}",
+            *(f"{row['over'][base]:.2f}" for base in (ADAMW, "galore_adamw")),
+            f"{row['compile_seconds']:.1f}",
+            "" if "alone" in name else f"{row['state_bytes'] / 1e6:,.0f} MB",
+        )
+        for name, row in found["rows"].items()
+    ]
+    head = "", "step, ms", "/ `optax.adamw`", "/ `galore_adamw`", "compile, s", "state"
+    return table(head, rows)
+
+
 @of("speed/floor")
 def floor(found: Found) -> str:
     rows = [

@@ -18,6 +18,7 @@ from benchmarks.lib.shapes import Shapes, named
 from benchmarks.lib.turns import Rival
 from benchmarks.speed import (
     against_torch,
+    family_step,
     floor,
     optimizer_step,
     rates,
@@ -122,6 +123,15 @@ def test_a_step_is_measured_at_the_smallest_size(
     steps = optimizer_step.measure(TINY, 4, rounds=2)
     assert steps[subjects.OURS].keys() == steps[subjects.ADAMW].keys()
     assert tables.steps({"tiny": steps}).count("\n") == 3
+
+
+@pytest.mark.slow
+def test_the_family_is_measured_at_the_smallest_size() -> None:
+    found = family_step.measure(TINY, 4, rounds=1)
+    rows = found["rows"]
+    assert rows.keys() >= {*family_step.transformations(4), family_step.DRAWN}
+    assert rows[family_step.MINI]["state_bytes"] < rows[subjects.GALORE]["state_bytes"]
+    assert tables.family_step(found).count("\n") == 1 + len(rows)
 
 
 @pytest.mark.slow
