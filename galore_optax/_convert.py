@@ -23,7 +23,7 @@ from galore_optax._context import within
 from galore_optax._projector.project import accumulation_dtype
 from galore_optax._selection.leaves import by_end
 from galore_optax._selection.matrices import Matrix, few
-from galore_optax._storage.moments import Storage, is_coded, name
+from galore_optax._storage.moments import MomentStorage, is_coded, name
 from galore_optax._storage.projectors import Floating, QuantizedProjector
 from galore_optax._storage.quantized import MOMENTS
 from galore_optax.subspace._base import matmul, orthonormalise
@@ -93,11 +93,11 @@ class _Made(NamedTuple):
 
     records: tuple[Recorded, ...]
     state: Any  # abstract
-    storage: Storage  # of its moments
+    storage: MomentStorage  # of its moments
 
     @staticmethod
     def by(tx: optax.GradientTransformation, params: Any) -> "_Made":
-        storages: list[Storage] = []
+        storages: list[MomentStorage] = []
         with within(storages=storages):
             records, state = plans_of(tx, params)
         if any(storage != storages[0] for storage in storages):
@@ -105,7 +105,7 @@ class _Made(NamedTuple):
                 "a transformation holds several `quantized`, with different codes:"
                 " which of them stored a moment cannot be told. Give them one code."
             )
-        usual = Storage(codes.companded(), MOMENTS)
+        usual = MomentStorage(codes.companded(), MOMENTS)
         return _Made(records, state, (storages or [usual])[0])
 
     def matrices(self) -> dict[Place, Matrix]:

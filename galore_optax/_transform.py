@@ -83,6 +83,7 @@ def _init(
         _transport(plan, config, inner, jnp.zeros([], jnp.int32)).check(inner_state)
     if config.residual is not None:
         refuse_descent(inner, plan)
+    # Who asks what is inside of a transformation has not made a state to train with.
     if not record(plan, config, use, inner) and notice:
         warnings.warn(notice, UserWarning, stacklevel=3)
     projectors = [
@@ -168,7 +169,7 @@ def _update(
     **extra_args: Any,
 ) -> tuple[Any, GaLoreState]:
     _state.check_type(state)
-    if record_updates(updates):
+    if record_updates(updates):  # somebody asks what reaches it, and runs nothing
         return optax.tree.zeros_like(params), state
     if projected:
         refuse_coordinates(config)

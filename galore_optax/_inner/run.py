@@ -215,7 +215,11 @@ class _FullSize:
             return Known(read_use(update, self._arguments(shapes)), shapes)
 
     def coordinates(self, use: ParamsUse) -> Any:
-        """What the inner is to see as params."""
+        """What the inner is to see as params.
+
+        Zeros for a projected leaf where the inner only adds to its weights: the part
+        that it adds is `decay`, of all of W, and comes in no second time.
+        """
         if use is ParamsUse.COORDINATES:
             return self._tree(self._beside(self.frame.weights(self.params.values)))
         values = list(self.params.values)

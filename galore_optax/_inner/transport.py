@@ -23,7 +23,7 @@ from galore_optax._projector.project import turned, zero_coordinates
 from galore_optax._projector.refresh import any_lane, by_leaf
 from galore_optax._selection.leaves import by_end
 from galore_optax._selection.matrices import Matrix, Plan
-from galore_optax._storage.moments import Path, Storage, is_coded, name
+from galore_optax._storage.moments import Path, MomentStorage, is_coded, name
 from galore_optax._storage.projectors import Projectors
 from galore_optax._storage.quantized import MOMENTS
 from galore_optax.moments import AtRefresh, Moment
@@ -59,7 +59,7 @@ class Transport:
         if self.rule.turns:
             self._check_rates(state, storage)
 
-    def _check_rates(self, state: Any, storage: Storage) -> None:
+    def _check_rates(self, state: Any, storage: MomentStorage) -> None:
         def rates(state: Any) -> list[jax.Array]:
             return list(self._rates(_nodes(state)[0], storage).values())
 
@@ -73,7 +73,7 @@ class Transport:
             ) from error
 
     def _check(
-        self, matrix: Matrix, path: Path, shape: tuple[int, ...], storage: Storage
+        self, matrix: Matrix, path: Path, shape: tuple[int, ...], storage: MomentStorage
     ) -> None:
         coordinates = shape == matrix.coordinate_shape
         if self.rule.turns and not (coordinates and storage.sign(path)):
@@ -177,7 +177,7 @@ class Transport:
                 found.setdefault(owner, []).append(path)
         return found
 
-    def _rates(self, nodes: Nodes, storage: Storage) -> dict[Path, jax.Array]:
+    def _rates(self, nodes: Nodes, storage: MomentStorage) -> dict[Path, jax.Array]:
         """What a step without a gradient leaves of one, for each moment.
 
         Read off an update of one entry a leaf, with the counters and hyper-parameters
@@ -231,7 +231,7 @@ class Transport:
 class _Begin(NamedTuple):
     """What `init` makes, and how moments are stored in it."""
 
-    storage: Storage
+    storage: MomentStorage
     nodes: Nodes
 
     def initial(self, path: Path) -> jax.Array:
@@ -239,7 +239,7 @@ class _Begin(NamedTuple):
 
 
 def _begin(inner: optax.GradientTransformation, params: Any) -> _Begin:
-    storages: list[Storage] = []
+    storages: list[MomentStorage] = []
     with within(storages=storages):
         nodes, _ = _nodes(inner.init(params))
     if any(storage != storages[0] for storage in storages):
@@ -248,7 +248,7 @@ def _begin(inner: optax.GradientTransformation, params: Any) -> _Begin:
             " stored a moment cannot be told from its state. Give them one code, or use"
             " moments=galore_optax.moments.keep()."
         )
-    return _Begin((storages or [Storage(codes.companded(), MOMENTS)])[0], nodes)
+    return _Begin((storages or [MomentStorage(codes.companded(), MOMENTS)])[0], nodes)
 
 
 class _Leaf(NamedTuple):
@@ -299,13 +299,13 @@ def _size(node: Any) -> int:
     return int((node.codes if is_coded(node) else node).size)
 
 
-def _load(storage: Storage, path: Path, node: Any) -> jax.Array:
+def _load(storage: MomentStorage, path: Path, node: Any) -> jax.Array:
     """The moment at `path`, f32 at least."""
     value = storage.load(path, node) if is_coded(node) else node
     return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
-def _store(storage: Storage, path: Path, old: Any, value: jax.Array) -> Any:
+def _store(storage: MomentStorage, path: Path, old: Any, value: jax.Array) -> Any:
     """As `old` is stored."""
     if is_coded(old):
         return storage.store_as(old, path, value.astype(_wide(old)))

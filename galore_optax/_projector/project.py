@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Project and lift: `R = PᵀG` and `ΔW = scale · P U`, for batches of matrices.
+"""Project and lift: `R = PᵀG` and `P U`, for batches of matrices.
+
+    leaf          batch axes, rows and columns in whichever order its layer has them
+    projector     (*batch, projected axes..., rank), "abR" of a side's equation
+    coordinates   the leaf's axes, those projected replaced by one of the rank
 
 With `proj_type="full"` there are two projectors, and `R = P₁ᵀ G P₂`.
 """

@@ -144,9 +144,11 @@ def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
     """Renews the matrices of a group that are due in any lane, `size` a turn, or 1."""
     stacks = [leaf.stacks for leaf in group.leaves]
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
-    # No constants: inside `shard_map` a carry varies over devices from the start.
+    # False and -1, but made of what varies over devices: inside `shard_map` a carry has
+    # to vary from the start.
     none = turn.owed & False
-    start = _Loop(jnp.min(none.astype(jnp.int32)) - 1, joined, none)
+    before_all = jnp.min(none.astype(jnp.int32)) - 1
+    start = _Loop(before_all, joined, none)
     loop = functools.partial(_loop, group, turn, run)
     if size == 1:
         end = loop(1, start)

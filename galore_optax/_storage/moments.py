@@ -38,7 +38,7 @@ def name(path: Path) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Storage:
+class MomentStorage:
     """Which leaves of a state are moments, and how they are stored.
 
     Every moment becomes a `Quantized`, also those that stay as they are: GaLore
@@ -170,7 +170,7 @@ class Storage:
 class _Slot:
     """A leaf of a state that does not exist yet."""
 
-    storage: Storage
+    storage: MomentStorage
     path: Path
     node: Any  # abstract: an array, or a box around one
     number: np.ndarray | None  # that fills it
@@ -195,9 +195,10 @@ class _Slot:
         signed = self.storage.sign(self.path) == "signed"
         if number:
             return _encode_full(self.storage.code, shape, signed, number)
-        zeros_of = _zeros if current().only_read else _zeros_
-        zeros = zeros_of(self.storage.code, shape, signed)
-        return _beside(self._like, zeros)
+        code = self.storage.code
+        if current().only_read:  # traced again and again, and never run
+            return _beside(self._like, _zeros(code, shape, signed))
+        return _beside(self._like, code.zeros(shape, signed))
 
     @property
     def _like(self) -> Any:
@@ -245,11 +246,9 @@ def _decode(code: Code, stored: Quantized, signed: bool) -> jax.Array:
     return code.decode(stored, signed)
 
 
-def _zeros_(code: Code, shape: tuple[int, ...], signed: bool) -> Quantized:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(code: Code, shape: tuple[int, ...], signed: bool) -> Quantized:
     return code.zeros(shape, signed)
-
-
-_zeros = jax.jit(_zeros_, static_argnums=(0, 1, 2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

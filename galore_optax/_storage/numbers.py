@@ -14,7 +14,10 @@ from galore_optax.subspace import ByNumbers
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """(*batch axes, 1, rank), uint32: what `method` makes columns of."""
+    """(*batch axes, 1, rank), uint32: what `method` makes columns of.
+
+    A basis is never stored: `found` in place of `encode` makes new numbers.
+    """
 
     method: ByNumbers
 

@@ -19,7 +19,7 @@ import optax
 from galore_optax import codes
 from galore_optax._context import current
 from galore_optax._selection.leaves import Placeholder
-from galore_optax._storage.moments import Sign, Storage, is_coded, name
+from galore_optax._storage.moments import Sign, MomentStorage, is_coded, name
 from galore_optax.codes import Code
 
 # Fields of Optax' states that hold moments. Others may hold parameters, which eight
@@ -77,7 +77,7 @@ def quantized(
             " optax.inject_hyperparams: use galore_optax.inject_hyperparams."
         )
     inner = optax.with_extra_args_support(inner)
-    storage = Storage(code, moments)
+    storage = MomentStorage(code, moments)
 
     def init(params: Any) -> Any:
         if isinstance(params, Placeholder):
