@@ -23,7 +23,7 @@ from galore_optax._projector.project import turned, zero_coordinates
 from galore_optax._projector.refresh import any_lane, by_leaf
 from galore_optax._selection.leaves import by_end
 from galore_optax._selection.matrices import Matrix, Plan
-from galore_optax._storage.moments import Path, MomentStorage, is_coded, name
+from galore_optax._storage.moments import MomentStorage, Path, is_coded, name
 from galore_optax._storage.projectors import Projectors
 from galore_optax._storage.quantized import MOMENTS
 from galore_optax.moments import AtRefresh, Moment

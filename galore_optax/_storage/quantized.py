@@ -19,7 +19,7 @@ import optax
 from galore_optax import codes
 from galore_optax._context import current
 from galore_optax._selection.leaves import Placeholder
-from galore_optax._storage.moments import Sign, MomentStorage, is_coded, name
+from galore_optax._storage.moments import MomentStorage, Sign, is_coded, name
 from galore_optax.codes import Code
 
 # Fields of Optax' states that hold moments. Others may hold parameters, which eight
