@@ -41,7 +41,7 @@ class Config:
     seed: int | jax.Array
     moments: AtRefresh
     residual: Residual | None
-    full_size_rate: Scalar
+    full_size_rate: Scalar | None
 
     def inner_dtype(self, matrix: Matrix | None, dtype: jnp.dtype) -> jnp.dtype:
         """What the inner computes in for a leaf of `dtype`.
@@ -65,7 +65,7 @@ class Projection(TypedDict, total=False):
     rank: PerLeaf[int | float]
     update_proj_gap: PerLeaf[Scalar]
     scale: PerLeaf[Scalar] | None
-    full_size_rate: Scalar
+    full_size_rate: Scalar | None
     proj_type: ProjType
     subspace: Subspace | None
     weight_dimension_numbers: WeightDimensionNumbers
