@@ -95,9 +95,9 @@ def check_scale(scale: Any, path: str = "") -> Scalar:
     return float(scale)
 
 
-def check_full_size_rate(rate: Any) -> Scalar:
-    """`full_size_rate` as a positive finite number, or a traced scalar."""
-    if _is_scalar_array(rate, jnp.floating):
+def check_full_size_rate(rate: Any) -> Scalar | None:
+    """`full_size_rate` as a positive finite number, a traced scalar, or none."""
+    if rate is None or _is_scalar_array(rate, jnp.floating):
         return rate
     if not isinstance(rate, (int, float, np.number)) or isinstance(rate, bool):
         raise TypeError(

@@ -43,7 +43,7 @@ class Config:
     seed: int | jax.Array
     moments: AtRefresh
     residual: Residual | None
-    full_size_rate: Scalar
+    full_size_rate: Scalar | None
     refresh: RefreshRule | None
     needs_whole: str = ""  # what needs whole gradients, if anything does
 
@@ -69,7 +69,7 @@ class Projection(TypedDict, total=False):
     rank: PerLeaf[int | float]
     update_proj_gap: PerLeaf[Scalar]
     scale: PerLeaf[Scalar] | None
-    full_size_rate: Scalar
+    full_size_rate: Scalar | None
     proj_type: ProjType
     subspace: Subspace | None
     weight_dimension_numbers: WeightDimensionNumbers

@@ -69,12 +69,11 @@ def _refuse_residual(config: Config) -> None:
 
 
 def _refuse_rate(config: Config) -> None:
-    rate = config.full_size_rate
-    if not (isinstance(rate, float) and rate == 1):
+    if config.full_size_rate is not None:
         raise ValueError(
-            f"full_size_rate={rate!r} has no effect on galore without an inner"
-            " transformation: what follows in optax.chain would undo it. Give the"
-            " inner, galore(optax.adamw(lr), full_size_rate=...), or use"
+            f"full_size_rate={config.full_size_rate!r} has no effect on galore without"
+            " an inner transformation: what follows in optax.chain would undo it. Give"
+            " the inner, galore(optax.adamw(lr), full_size_rate=...), or use"
             " galore_optax.chain."
         )
 
@@ -118,7 +117,7 @@ def galore(
     rank: PerLeaf[int | float] = 128,
     update_proj_gap: PerLeaf[Scalar] = 200,
     scale: PerLeaf[Scalar] | None = None,
-    full_size_rate: Scalar = 1.0,
+    full_size_rate: Scalar | None = None,
     proj_type: ProjType = "std",
     subspace: Subspace | None = None,
     weight_dimension_numbers: WeightDimensionNumbers = None,
@@ -164,9 +163,9 @@ def galore(
         leaves; 0.25 if `None`. Each of these three may differ by leaf: a dictionary
         by regular expressions over paths, `{r"attn": 64, r".*": 128}`, whose first
         that is found decides, or a callable of one `Leaf`.
-      full_size_rate: learning rate of leaves at full size, relative to that of `inner`:
-        with c, these step as by the same optimizer at c times its learning rate, decay
-        included. It has no state. `galore(optax.adamw(4e-3), scale=0.25,
+      full_size_rate: learning rate of leaves at full size, relative to that of `inner`,
+        1 if `None`. With c, these step as by the same optimizer at c times its learning
+        rate, decay included, without any state. `galore(optax.adamw(4e-3), scale=0.25,
         full_size_rate=0.25)` treats embeddings, heads and norms as `optax.adamw(1e-3)`.
       proj_type: which side is projected, with rows the output axes: `"std"` the shorter
         (columns of a square matrix), `"reverse_std"` the other, `"left"` the rows,

@@ -95,7 +95,7 @@ def test_adafactor_decays_at_that_rate_too() -> None:
 def test_there_is_no_state() -> None:
     trees = [
         jax.eval_shape(go.galore_adamw(LR, rank=4, full_size_rate=rate).init, PARAMS)
-        for rate in (1.0, RATE)
+        for rate in (None, RATE)
     ]
     assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
 
@@ -149,6 +149,8 @@ def test_it_may_follow_a_schedule() -> None:
     updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
     assert not np.any(updates["embedding"])
     assert np.any(updates["up"]["kernel"])
+    plain = make(optax.sgd(LR), rank=4)
+    assert "full_size_rate" not in plain.init(PARAMS).hyperparams
 
 
 def test_sixteen_bits_keep_their_dtype() -> None:

@@ -146,7 +146,7 @@ _OUTSIDE = _Verdict("outside galore", None)
 
 def _verdicts(records: Sequence[Recorded]) -> dict[str, _Verdict]:
     return {
-        path: _Verdict(reason, matrix, record.config.full_size_rate)
+        path: _Verdict(reason, matrix, _rate(record))
         for record in records
         for path, reason, matrix in zip(
             record.plan.flat.paths,
@@ -155,6 +155,11 @@ def _verdicts(records: Sequence[Recorded]) -> dict[str, _Verdict]:
             strict=True,
         )
     }
+
+
+def _rate(record: Recorded) -> Scalar:
+    rate = record.config.full_size_rate
+    return 1.0 if rate is None else rate
 
 
 _USES = {

@@ -20,7 +20,7 @@ def with_full_size_rate(
 ) -> optax.GradientTransformationExtraArgs:
     """`tx`, whose updates of leaves at full size are multiplied by their rate."""
     rate = config.full_size_rate
-    if isinstance(rate, float) and rate == 1:
+    if rate is None:
         return tx
 
     def update(
