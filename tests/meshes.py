@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mesh of eight devices, layouts of a small tree on it, and formats of its state."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,12 @@ SHAPES = {
     "embedding": (64, 16),
     "layers": {"up": {"kernel": (4, 16, 32)}, "norm": {"scale": (4, 16)}},
     "w": (48, 16),
+}
+# Long enough that four devices have whole blocks of eight bits each.
+LONG = {
+    "embedding": (256, 16),
+    "layers": {"up": {"kernel": (4, 16, 344)}, "norm": {"scale": (4, 16)}},
+    "w": (256, 16),
 }
 # std projects the shorter axis: 16 of both kernels.
 LAYOUTS = {
@@ -61,11 +68,11 @@ def mesh_of(kind: AxisType, sizes: tuple[int, int] = (4, 2)) -> Any:
     return jax.make_mesh(sizes, ("fsdp", "tp"), axis_types=(kind, kind))
 
 
-def placed_on(mesh: Any, layout: str) -> Any:
+def placed_on(mesh: Any, layout: str, tree: Any = SHAPES) -> Any:
     """A tree of shardings, each spelled as JAX itself would."""
-    _, structure = jax.tree.flatten(SHAPES, is_leaf=is_shape)
+    _, structure = jax.tree.flatten(tree, is_leaf=is_shape)
     specs = [LAYOUTS[layout][i] for i in (0, 2, 1, 3)]  # norm before up
-    shapes = jax.tree.leaves(SHAPES, is_leaf=is_shape)
+    shapes = jax.tree.leaves(tree, is_leaf=is_shape)
     if AxisType.Explicit in mesh.axis_types:
         pairs = zip(specs, shapes, strict=True)
         specs = [P(*s, *[None] * (len(x) - len(s))) for s, x in pairs]
@@ -76,10 +83,10 @@ def parameters() -> Any:
     return normal_like(jax.tree.map(jnp.zeros, SHAPES, is_leaf=is_shape), 0)
 
 
-def abstract(shardings: Any) -> Any:
+def abstract(shardings: Any, tree: Any = SHAPES) -> Any:
     return jax.tree.map(
         lambda shape, place: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place),
-        SHAPES,
+        tree,
         shardings,
         is_leaf=is_shape,
     )
@@ -93,3 +100,10 @@ def like(tx: Any, params: Any) -> Any:
         shapes,
         go.state_shardings(tx, params),
     )
+
+
+def collectives(text: str) -> set[str]:
+    """Such as `all-gather f32[4,16,4]`."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= \(?(\w+\[[\d,]*\]).*? ({kinds})(?:-start)?\(", text)
+    return {f"{kind} {shape}" for shape, kind in found}

@@ -15,14 +15,14 @@ from optax.contrib import MuonDimensionNumbers
 import galore_optax as go
 from galore_optax import layerwise
 from tests.helpers import Tilted, normal, normal_like, tilted
-from tests.oracles import Adam
-from tests.test_layerwise import (
+from tests.layered import (
     MODEL,
     assert_close,
     batches,
     parameters,
     plain_step,
 )
+from tests.oracles import Adam
 
 LR, RANK, GAP, STEPS = 0.01, 4, 10, 30
 # Optax' bias correction, 1 - b2ᵗ in f32, is off by 2⁻²⁴ / (1 - b2) in the first step.

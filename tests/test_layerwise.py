@@ -11,120 +11,27 @@ import pytest
 
 import galore_optax
 from galore_optax import layerwise
-
-WIDTH, HIDDEN, LAYERS, VOCAB, STEPS, RATE = 16, 24, 3, 50, 20, 1e-2
-
-EPS = float(np.finfo(np.float32).eps)
-# A step of at most RATE, from gradients of a hundred terms.
-TOLERANCE = RATE * 100 * EPS
-
-
-def parameters(layers: int = LAYERS) -> layerwise.Params:
-    keys = jax.random.split(jax.random.key(0), 4)
-
-    def normal(number: int, *shape: int) -> jax.Array:
-        return 0.3 * jax.random.normal(keys[number], shape)
-
-    blocks = {
-        "up": {"kernel": normal(1, layers, WIDTH, HIDDEN)},
-        "down": {"kernel": normal(2, layers, HIDDEN, WIDTH)},
-        "norm": {"scale": jnp.ones((layers, WIDTH))},
-    }
-    head = {"lm_head": {"kernel": normal(3, WIDTH, VOCAB)}}
-    return layerwise.Params({"embedding": normal(0, VOCAB, WIDTH)}, blocks, head)
-
-
-def embed(params: Any, batch: jax.Array) -> jax.Array:
-    return params["embedding"][batch[:, :-1]]
-
-
-def block(params: Any, x: jax.Array, batch: jax.Array) -> jax.Array:
-    size = jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
-    hidden = (x / size * params["norm"]["scale"]) @ params["up"]["kernel"]
-    return x + jax.nn.silu(hidden) @ params["down"]["kernel"]
-
-
-def head(params: Any, embed: Any, x: jax.Array, batch: jax.Array) -> jax.Array:
-    logits = x @ params["lm_head"]["kernel"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:])
-    return jnp.mean(losses)
-
-
-def tied_head(params: Any, embed: Any, x: jax.Array, batch: jax.Array) -> jax.Array:
-    kernel = embed["embedding"].T + params["lm_head"]["kernel"]
-    return head({"lm_head": {"kernel": kernel}}, embed, x, batch)
-
-
-MODEL = layerwise.Model(embed, block, head)
-TIED = layerwise.Model(embed, block, tied_head)
-
-
-def batches(step: int, count: int) -> jax.Array:
-    return jax.random.randint(jax.random.key(step), (count, 4, 9), 0, VOCAB)
-
-
-def loss_of(model: layerwise.Model, params: Any, batch: jax.Array) -> jax.Array:
-    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        return model.block(layer, x, batch), None
-
-    x, _ = jax.lax.scan(body, model.embed(params.embed, batch), params.blocks)
-    return model.head(params.head, params.embed, x, batch)
-
-
-def plain_step(model: layerwise.Model, tx: Any) -> Any:
-    """Accumulates in coordinates, the bases coming from the first micro-batch."""
-
-    def step(params: Any, state: Any, batches: jax.Array) -> tuple[Any, Any, Any]:
-        total: Any = None
-        for number, batch in enumerate(batches):
-            gradient = jax.grad(lambda p, b=batch: loss_of(model, p, b))(params)
-            low, state = galore_optax.project_gradients(
-                tx, gradient, state, params, refresh=None if number == 0 else False
-            )
-            low = jax.tree.map(lambda x: x / len(batches), low)
-            total = low if total is None else jax.tree.map(jnp.add, total, low)
-        updates, state = galore_optax.update_projected(tx, total, state, params)
-        return optax.apply_updates(params, updates), state, total
-
-    return jax.jit(step)
-
-
-def assert_close(found: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
-    jax.tree_util.tree_map_with_path(
-        lambda path, a, b: np.testing.assert_allclose(
-            a, b, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path)
-        ),
-        found,
-        expected,
-    )
-
-
-def field(state: Any, name: str) -> Any:
-    """Of GaLore's state, or of the Adam inside it."""
-    return getattr(state if hasattr(state, name) else state.inner_state[0], name)
-
-
-def stacked(state: layerwise.Params, name: str) -> layerwise.Params:
-    """The same, put together from the states of the parts."""
-    parts = zip(("embed", "blocks", "head"), state, strict=True)
-    return layerwise.Params(*(getattr(field(x, name), part) for part, x in parts))
-
-
-# Two programs differ in last bits of gradients, and bf16 may round these apart.
-EXACT = galore_optax.subspace.power(product_dtype=jnp.float32)
-
-
-def galore(**options: Any) -> Any:
-    schedule = optax.linear_schedule(RATE, RATE / 2, STEPS)
-    return galore_optax.galore_adamw(
-        schedule,
-        rank=4,
-        update_proj_gap=8,
-        weight_decay=0.1,
-        subspace=EXACT,
-        **options,
-    )
-
+from tests.layered import (
+    EPS,
+    EXACT,
+    HIDDEN,
+    MODEL,
+    RATE,
+    STEPS,
+    TIED,
+    WIDTH,
+    assert_close,
+    batches,
+    block,
+    embed,
+    field,
+    galore,
+    head,
+    loss_of,
+    parameters,
+    plain_step,
+    stacked,
+)
 
 slow = pytest.mark.slow
 
@@ -401,113 +308,3 @@ def test_labels_and_masks_go_by_path() -> None:
     )
     updates, _ = plain(params, tx.init(params), batches(0, 1)[0])
     assert_close(new, optax.apply_updates(params, updates))
-
-
-def skip_large(updates: Any, params: Any = None) -> Any:
-    """Mixes leaves by a predicate alone."""
-    large = optax.tree.norm(updates) > 1
-    return jax.lax.cond(large, optax.tree.zeros_like, lambda x: x, updates)
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [
-        optax.clip_by_global_norm(1.0),
-        optax.stateless(skip_large),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
-        galore_optax.galore(
-            optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)), rank=4
-        ),
-        optax.apply_if_finite(optax.adam(1e-3), 3),
-        optax.contrib.prodigy(),
-    ],
-)
-def test_a_transformation_that_mixes_leaves_is_refused(tx: Any) -> None:
-    with pytest.raises(ValueError, match=r"several leaves at once.*'embed/embedding'"):
-        layerwise.make_step(MODEL, tx).init(parameters())
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [optax.lamb(1e-3), optax.adafactor(1e-3), optax.adaptive_grad_clip(0.1)],
-)
-def test_a_transformation_leaf_by_leaf_is_taken(tx: Any) -> None:
-    layerwise.make_step(MODEL, tx).init(parameters())
-
-
-@pytest.mark.one_device
-def test_large_leaves_do_not_mix() -> None:
-    """As a 7B model has them; what is arranged for one device must not tie leaves."""
-
-    def shape(*axes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, *axes), jnp.float32)
-
-    kernels = {f"w{i}": {"kernel": shape(4096, 4096)} for i in range(3)}
-    blocks = kernels | {"norm": {"scale": shape(4096)}}
-    shapes = jax.eval_shape(parameters)._replace(blocks=blocks)
-    step = layerwise.make_step(MODEL, galore())
-    jax.eval_shape(step.init, shapes)
-
-
-def test_bad_models_and_batches_are_named() -> None:
-    tx, params, data = optax.sgd(0.1), parameters(), batches(0, 2)
-    step = layerwise.make_step(MODEL, tx, clip=layerwise.clip_by_global_norm(1.0))
-    with pytest.raises(ValueError, match="with 2 micro-batches"):
-        step.update(params, step.init(params), data)
-    ragged = params._replace(blocks={"a": jnp.ones((3, 2)), "b": jnp.ones((4, 2))})
-    with pytest.raises(ValueError, match=r"layer axis; found a \[3\], b \[4\]"):
-        layerwise.make_step(MODEL, tx).init(ragged)
-    whole = MODEL._replace(head=lambda params, embed, x, batch: x)
-    step = layerwise.make_step(whole, tx)
-    with pytest.raises(TypeError, match="scalar"):
-        step.update(params, step.init(params), data)
-    counted = MODEL._replace(embed=lambda params, batch: batch)
-    step = layerwise.make_step(counted, tx)
-    with pytest.raises(TypeError, match=r"int32.*floating-point"):
-        step.update(params, step.init(params), data)
-
-
-def test_bad_arguments_are_named() -> None:
-    with pytest.raises(TypeError, match=r"tx=.*no optax.GradientTransformation"):
-        layerwise.make_step(MODEL, optax.adam)
-    with pytest.raises(TypeError, match=r"clip=1.0 is no clipping"):
-        layerwise.make_step(MODEL, optax.sgd(0.1), clip=1.0)
-    with pytest.raises(ValueError, match="max_norm=0 must be positive"):
-        layerwise.clip_by_global_norm(0)
-    layers_projected = galore_optax.galore(
-        optax.sgd(0.1),
-        rank=2,
-        weight_dimension_numbers=galore_optax.match_paths(
-            {"blocks/up": optax.contrib.MuonDimensionNumbers(0, 2), ".*": None}
-        ),
-    )
-    step = layerwise.make_step(MODEL, layers_projected)
-    with pytest.raises(ValueError, match=r"'blocks/up/kernel'.*stack of layers"):
-        step.init(parameters())
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_extra_arguments_reach_the_transformation(count: int) -> None:
-    tx = galore_optax.galore(optax.adam(RATE), rank=4)
-    step, params = layerwise.make_step(MODEL, tx), parameters()
-    state = step.init(params)
-
-    def bases(refresh: Any) -> Any:
-        def update(params: Any, state: Any, batches: Any) -> Any:
-            return step.update(params, state, batches, refresh=refresh)[1]
-
-        return jax.jit(update)(params, state, batches(0, count)).blocks.projector
-
-    kept, renewed = bases(False), bases(None)
-    jax.tree.map(np.testing.assert_array_equal, kept, state.blocks.projector)
-    assert not np.array_equal(*(jax.tree.leaves(x)[0] for x in (kept, renewed)))
-
-
-def test_what_the_batches_of_a_step_must_be() -> None:
-    tx = galore_optax.galore(optax.adam(RATE), rank=4)
-    step, params = layerwise.make_step(MODEL, tx), parameters()
-    state, two = step.init(params), batches(0, 2)
-    with pytest.raises(ValueError, match=r"micro-batches.*\['tokens'\] \(2, 4, 9\)"):
-        step.update(params, state, {"tokens": two, "mask": two[0]})
-    with pytest.raises(ValueError, match="refresh=True with 2 micro-batches"):
-        step.update(params, state, two, refresh=True)

@@ -16,9 +16,9 @@ from galore_optax import layerwise
 from galore_optax._asking.held import tree_bytes
 from galore_optax.subspace._base import matmul, orthonormalise
 from tests.helpers import Tilted, tilted
+from tests.layered import MODEL, assert_close, batches, loss_of, parameters
 from tests.oracles import LDAdam
 from tests.test_at_refresh import AXES, GRADIENTS, LR, PARAMS, RANK, matrices
-from tests.test_layerwise import MODEL, assert_close, batches, loss_of, parameters
 from tests.test_residual import WHOLE
 
 RATES = {"b1": 0.9, "b2": 0.99}

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projectors in eight and four bits: the code by its definition, then inside galore."""
+"""Projectors in eight and four bits, inside galore."""
 
 import functools
-import math
 import re
 from typing import Any
 
@@ -11,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import galore_optax as go
-from galore_optax._storage.projectors import Affine, QuantizedProjector
+from galore_optax._storage.projectors import QuantizedProjector
+from tests.affine import decoded, expected_bytes, scales_of
 from tests.helpers import Tilted, counters, normal, normal_like, orthonormality
 
 BITS = {"int8": 8, "int4": 4}
@@ -36,137 +34,6 @@ FEW = {name: WEIGHTS[name] for name in ("layers", "w")}
 def axes(params: Any) -> Any:
     rules = {"experts": optax.contrib.MuonDimensionNumbers(2, 3)}
     return go.match_paths(rules)(params) if "experts" in params else None
-
-
-# The code, written from its definition and not from ours.
-
-
-def blocks_of(length: int, even: bool) -> tuple[int, int]:
-    """How many blocks of at most 64 entries, and the entries of each."""
-    count = math.ceil(length / 64)
-    size = math.ceil(length / count)
-    return count, size + size % 2 if even else size
-
-
-def scales_of(basis: np.ndarray, bits: int) -> np.ndarray:
-    """Of each entry the exact scale of its block, (hi - lo) / (2^bits - 1)."""
-    _, size = blocks_of(len(basis), bits == 4)
-    result = np.zeros(basis.shape)
-    for start in range(0, len(basis), size):
-        block = basis[start : start + size].astype(np.float64)
-        low, high = np.minimum(block.min(0), 0), np.maximum(block.max(0), 0)
-        result[start : start + size] = (high - low) / (2**bits - 1)
-    return result
-
-
-def expected_bytes(matrices: int, length: int, rank: int, bits: int) -> int:
-    count, size = blocks_of(length, bits == 4)
-    return matrices * rank * count * (size * bits // 8 + 2 + 1)
-
-
-def decoded(node: Any, shape: tuple[int, ...], bits: int) -> np.ndarray:
-    """From the stored arrays, entry by entry."""
-    codes, scales, zeros = (np.asarray(x) for x in node)
-    *batch, count, rank = scales.shape
-    codes = codes.reshape(*batch, count, -1, rank).astype(int)
-    if bits == 4:
-        codes = np.concatenate([codes % 16, codes // 16], axis=-2)
-    steps = codes - zeros[..., None, :].astype(int)
-    entries = (steps * scales[..., None, :].astype(np.float64)).reshape(
-        *batch, -1, rank
-    )
-    length = math.prod(shape[len(batch) : -1])
-    return entries[..., :length, :].reshape(shape)
-
-
-@st.composite
-def bases(draw: Any) -> np.ndarray:
-    """Columns of any size; zero, of one sign, or mixed; entries over many decades."""
-    # Each length is compiled once.
-    length, rank = draw(st.sampled_from([1, 2, 7, 64, 65, 130, 257])), 4
-    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
-    x = rng.standard_normal((length, rank)) * 10 ** rng.uniform(-4, 0, (length, rank))
-    signs = rng.choice(["zero", "positive", "negative", "far", "mixed"], rank)
-    for column, sign in enumerate(signs):
-        one = x[:, column]
-        x[:, column] = {
-            "zero": 0 * one,
-            "positive": np.abs(one),
-            "negative": -np.abs(one),
-            "far": 1 + np.abs(one) / 100,
-            "mixed": np.where(rng.random(length) < 0.2, 0, one),
-        }[sign]
-    return x.astype(np.float32)
-
-
-@functools.cache
-def round_trip(bits: int) -> Any:
-    def run(x: jax.Array) -> Any:
-        stored = Affine(bits).encode(x)
-        return stored, Affine(bits).decode(stored, x.shape, jnp.float32)
-
-    return jax.jit(run)
-
-
-@pytest.mark.parametrize("bits", BITS.values())
-@settings(max_examples=40, deadline=None)
-@given(x=bases())
-def test_round_trip(bits: int, x: np.ndarray) -> None:
-    stored, back = round_trip(bits)(jnp.asarray(x))
-    back = np.asarray(back)
-    # Half a step, and a step is the exact one rounded up to bf16, one part in 2^7.
-    exact = scales_of(x, bits)
-    assert np.all(np.abs(back - x) <= exact / 2 * (1 + 2**-7) * (1 + 1e-6))
-    np.testing.assert_array_equal(back[x == 0], 0)
-    assert np.all(back * x >= 0)
-    np.testing.assert_array_equal(back, decoded(stored, x.shape, bits).astype("f4"))
-    scales = np.asarray(stored.scales, np.float64)
-    _, size = blocks_of(len(x), bits == 4)
-    assert np.all(scales >= exact[::size] * (1 - 1e-6))
-    assert np.all(scales <= exact[::size] * (1 + 2**-7) * (1 + 1e-6))
-
-
-@pytest.mark.parametrize("bits", BITS.values())
-def test_what_a_range_without_zero_would_lose(bits: int) -> None:
-    """Entries of one sign, far from zero: a zero point would have to be clipped."""
-    x = jnp.linspace(0.5, 0.6, 64)[:, None]
-    for basis in (x, -x):
-        _, back = round_trip(bits)(basis)
-        assert np.max(np.abs(back - basis)) <= 0.6 / (2**bits - 1) / 2 * 1.01
-
-
-@pytest.mark.parametrize("length", [1, 64, 65, 257])
-def test_packing_is_exact(length: int) -> None:
-    """Every code of both halves of every byte, and lengths that fill no byte."""
-    rng = np.random.default_rng(length)
-    codes = rng.integers(0, 16, (length, 3))
-    codes[rng.integers(length), :] = 15
-    # Zeros at 0, a step of 1 where a block has a 15: such a basis is its own code.
-    count, size = blocks_of(length, True)
-    for start in range(0, length, size):
-        codes[start] = 15
-    stored, back = round_trip(4)(jnp.asarray(codes, jnp.float32))
-    assert stored.codes.shape == (count * size // 2, 3)
-    assert stored.codes.dtype == jnp.uint8
-    np.testing.assert_array_equal(back, codes)
-    np.testing.assert_array_equal(stored.scales, 1)
-    np.testing.assert_array_equal(stored.zeros, 0)
-
-
-def test_codes_by_hand() -> None:
-    x = jnp.array([[-5.0], [0.0], [10.0], [3.4]])
-    four, eight = (Affine(bits).encode(x) for bits in (4, 8))
-    assert four.zeros.tolist() == [[5]]
-    assert four.codes.tolist() == [[0 + 16 * 15], [5 + 16 * 8]]
-    assert eight.scales.dtype == jnp.bfloat16
-    step = float(eight.scales[0, 0])
-    assert 15 / 255 <= step <= 15 / 255 * (1 + 2**-7)
-    numbers = [round(value / step) for value in (-5, 0, 10, 3.4)]
-    zero = round(5 / step)
-    assert (eight.codes[:, 0].astype(int) + 128).tolist() == [n + zero for n in numbers]
-
-
-# Inside galore.
 
 
 galore = functools.partial(go.galore, rank=4, weight_dimension_numbers=axes)

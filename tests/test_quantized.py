@@ -124,7 +124,7 @@ def test_companded_error(what: Any, block: int | None) -> None:
     x = sample(*what)
     coded = code.encode(jnp.asarray(x), signed)
     back = np.asarray(code.decode(coded, signed))
-    width = block or 64
+    width = block or 32  # of 1,024 entries
     largest = np.abs(x.reshape(x.shape[0], -1, width)).max(2)
     scales = np.asarray(coded.scales, np.float32)
     # Rounded up to bf16, which is at most one part in 2^7 above.
@@ -152,7 +152,7 @@ def test_no_moment_is_divided_by_one_that_became_zero(share: int) -> None:
     Rounded up m grows fourfold at most, from half a level. √v falls by (2 / 3)² at
     most, from just below one and a half, and never to zero.
     """
-    r = np.logspace(-10, 0, 1024, dtype=np.float32).reshape(16, 64)
+    r = np.logspace(-10, 0, 1024, dtype=np.float32).reshape(32, 32)
     r[:, 0] = 1  # one in each block
     r = np.tile(r.reshape(-1), (8, 1))
     m, v = np.minimum(r, np.float32(1 / share)), r**2
@@ -271,7 +271,7 @@ def test_bytes() -> None:
     assert exact == 4 * entries
     dynamic = go.quantized(adam, code=codes.dynamic())
     assert moments(dynamic) == entries + 4 * entries // 256
-    assert moments(go.quantized(adam)) == entries + 2 * entries // 64
+    assert moments(go.quantized(adam)) == entries + 2 * entries // 32
 
 
 def test_scales_have_the_axes_of_the_array() -> None:
@@ -292,36 +292,67 @@ def test_a_block_that_does_not_divide_names_the_leaf() -> None:
         tx.init({"w": jnp.ones((64, 100))})
 
 
-# A vocabulary, a prime, and both sides of where a block has its 64 entries.
-@pytest.mark.parametrize("length", [32_003, 4_099, 131, 67])
+# Lengths, and equal parts of each whose last block is the shorter: vocabularies, a
+# prime, and both sides of where a block has its 64 entries.
+UNEVEN = {32_003: 1, 50_304: 128, 4_099: 1, 134: 2, 131: 1, 67: 1}
+
+
+@pytest.mark.parametrize("length", UNEVEN)
 @pytest.mark.parametrize("axis", [0, 1])
-def test_an_axis_without_divisors_has_a_shorter_last_block(
+def test_where_nothing_divides_the_last_block_is_shorter(
     length: int, axis: int
 ) -> None:
-    """The codes are those of the array filled up with zeros to whole blocks."""
-    count = -(-length // 64)
-    width = -(-length // count)
-    x = np.asarray(normal(0, (64, length)))
-    filled = np.pad(x, ((0, 0), (0, count * width - length)))
-    code, whole = codes.companded(min_size=1), codes.companded(block=width)
+    """The codes are those of the array, its parts filled up with zeros."""
+    parts = UNEVEN[length]
+    size = length // parts
+    count = -(-size // 64)
+    width = -(-size // count)
+    x = np.asarray(normal(0, (16, length)))
+    filled = x.reshape(16, parts, size)
+    filled = np.pad(filled, ((0, 0), (0, 0), (0, count * width - size)))
+    code, whole = codes.companded(min_size=1), codes.companded(block=width, min_size=1)
     coded = whole.encode(jnp.asarray(filled.reshape(-1)), True)
-    expected = whole.decode(coded, True).reshape(filled.shape)[:, :length]
+    expected = whole.decode(coded, True).reshape(filled.shape)[..., :size]
     coded = code.encode(jnp.asarray(x if axis else x.T), True)
     found, turned = code.decode(coded, True), [x if axis else x.T for x in coded]
+    expected = expected.reshape(x.shape)
     np.testing.assert_array_equal(found if axis else found.T, expected)
-    assert turned[0].shape == (64, length)
-    assert turned[1].shape == (64, count)
+    assert turned[0].shape == x.shape
+    assert turned[1].shape == (16, parts * count)
     state = go.quantized(optax.adam(1e-3), code=code).init({"w": jnp.asarray(x)})
     assert state[0].mu["w"].codes.dtype == jnp.int8
 
 
-def test_blocks_of_axes_with_divisors_are_as_they_were() -> None:
-    """Checkpoints hold their scales: the largest divisor from 8 to 64."""
-    lengths = {4096: 64, 50_257: 29, 11_008: 64, 5_461: 43, 2_736: 57, 8: 8, 61: 61}
-    for length, width in lengths.items():
-        shape = jax.ShapeDtypeStruct((length,), jnp.float32)
-        coded = jax.eval_shape(lambda x: codes.companded().encode(x, True), shape)
-        assert coded.scales.shape == (length // width,)
+def test_blocks_fall_on_as_many_devices_as_their_axis_does() -> None:
+    """Checkpoints hold their scales: entries of a block, by the length of an axis."""
+    widths = {32_000: 50, 14_336: 56, 11_008: 43, 5_461: 43, 4_096: 32, 2_736: 57}
+    widths |= {50_257: 29, 768: 48, 344: 43, 64: 32, 61: 61, 8: 8}
+    code = codes.companded(min_size=1)
+    for length, width in (widths | dict.fromkeys(UNEVEN)).items():
+        scales = jax.eval_shape(lambda n=length: code.zeros((n,), True)).scales
+        if width:
+            assert scales.shape == (length // width,)
+        assert scales.size <= max(1, length / 16)
+        devices = 1
+        while length % (2 * devices) == 0 and devices < min(128, length // 64):
+            devices *= 2
+            assert scales.size % devices == 0, (length, devices)
+
+
+@pytest.mark.parametrize("length", [4_096, 11_008, 32_000])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_smaller_blocks_lose_no_more(length: int, heavy: bool) -> None:
+    """Than those of 64 entries, or of the nearest below that divides."""
+    x = np.asarray(normal(0, (64, length)))
+    x = jnp.asarray(x * np.exp(2 * np.asarray(normal(1, x.shape))) if heavy else x)
+
+    def error(block: int | None, signed: bool) -> float:
+        code, exact = codes.companded(block=block), x if signed else x * x
+        found = code.decode(code.encode(exact, signed), signed)
+        return float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
+
+    for signed in (True, False):
+        assert error(None, signed) <= error(64, signed)
 
 
 @each

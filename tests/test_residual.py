@@ -16,8 +16,8 @@ import galore_optax as go
 from galore_optax import layerwise
 from galore_optax._asking.held import tree_bytes
 from tests.helpers import Tilted, normal, normal_like, tilted
+from tests.layered import MODEL, assert_close, batches, loss_of, parameters
 from tests.oracles import Fira
-from tests.test_layerwise import MODEL, assert_close, batches, loss_of, parameters
 
 LR, RANK, GAP, STEPS, SCALE, DECAY = 0.01, 4, 10, 30, 0.25, 0.1
 # Optax' bias correction, 1 - b2ᵗ in f32, is off by 2⁻²⁴ / (1 - b2) in the first step.

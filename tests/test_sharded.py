@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A state lies where it was declared to lie, and stays there, with the same numbers."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.meshes import (
     SHAPES,
     STEPS,
     abstract,
+    collectives,
     eight,
     galore,
     is_shape,
@@ -131,13 +131,6 @@ def test_a_state_stays_and_its_numbers_are_those_of_one_device(
     assert step._cache_size() == 1
     for ours, theirs in zip(*map(jax.tree.leaves, (params, alone(name))), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCES[name])
-
-
-def collectives(text: str) -> set[str]:
-    """Such as `all-gather f32[4,16,4]`."""
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= \(?(\w+\[[\d,]*\]).*? ({kinds})(?:-start)?\(", text)
-    return {f"{kind} {shape}" for shape, kind in found}
 
 
 @eight

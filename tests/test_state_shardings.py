@@ -122,7 +122,7 @@ def test_an_axis_that_cannot_be_split_is_not() -> None:
         galore(projector_dtype=jnp.int4), kernel(P(None, "fsdp"))
     ).projector["dense"]["kernel"]
     assert (codes.spec, scales.spec, zeros.spec) == (P("fsdp"), P(), P())
-    # 8 devices, 64 columns in one block of eight bits.
+    # 8 devices, 64 columns in two blocks of eight bits.
     mu = go.state_shardings(galore(EIGHT_BIT), kernel(P(None, "fsdp")))
     codes, scales = mu.inner_state[0].mu["dense"]["kernel"]
     assert (codes.spec, scales.spec) == (P(None, "fsdp"), P())
@@ -210,10 +210,12 @@ def of_7b(mesh: Any, axis: int) -> Any:
 @pytest.mark.parametrize("axis", [-1, -2])
 @pytest.mark.parametrize("size", [1, 2, 8, 16, 64])
 def test_each_device_has_its_share_of_7b(size: int, axis: int) -> None:
-    """Within 2 %, which leaves room for counters and the factors of eight bits."""
+    """Within 2 %, which leaves room for counters and scales of projectors."""
     params = of_7b(abstract_mesh(size), axis)
-    for options in ({}, {"projector_dtype": jnp.int8}):
-        report = go.describe(go.galore_adamw(LR, rank=1024, **options), params)
+    wide, eight_bit = go.galore_adamw, go.galore_adamw8bit
+    for make, dtype in ((wide, None), (wide, jnp.int8), (eight_bit, None)):
+        tx = make(LR, rank=1024, projector_dtype=dtype)
+        report = go.describe(tx, params)
         assert report.per_device is not None
         assert report.per_device.devices == size
         share = report.state_bytes / size

@@ -38,9 +38,12 @@ OPTIMIZERS: dict[str, tuple[Make, Any]] = {  # and the dtype of its weights
 LAYOUTS = {"hidden": "the longer axis, which is kept", "width": "the projected axis"}
 
 
-def split(devices: int, layout: str, dtype: Any) -> Any:
-    """LLaMA-7B's shapes, each leaf split over so many devices."""
-    mesh = AbstractMesh((devices,), ("fsdp",), axis_types=(AxisType.Auto,))
+def mesh_of(devices: int) -> AbstractMesh:
+    return AbstractMesh((devices,), ("fsdp",), axis_types=(AxisType.Auto,))
+
+
+def split(mesh: Any, layout: str, dtype: Any) -> Any:
+    """LLaMA-7B's shapes, each leaf split over the axis `fsdp` of a mesh."""
 
     def one(x: Any) -> Any:
         kept = max(range(len(x.shape)), key=lambda axis: (x.shape[axis], axis))
@@ -58,7 +61,7 @@ def row(name: str, layout: str) -> dict[str, Any]:
     make, dtype = OPTIMIZERS[name]
     found = {}
     for devices in DEVICES:
-        tx, params = make(), split(devices, layout, dtype)
+        tx, params = make(), split(mesh_of(devices), layout, dtype)
         _, state = heard(tx, jax.tree.map(lambda x: x.update(sharding=None), params))
         held = per_device(tx, params, state)
         assert held is not None

@@ -46,10 +46,14 @@ class Target:
         jax.config.update("jax_platforms", "cpu")
 
     def device(self) -> Any:
-        """A device of this kind, which is not there.
+        """A device of this kind, which is not there; raises as `devices` does."""
+        return self.devices()[0]
+
+    def devices(self) -> Any:
+        """All devices of the topology, which are not there.
 
         Raises:
-          RuntimeError: its compiler is not installed; how to install it is said.
+          RuntimeError: their compiler is not installed; how to install it is said.
         """
         _check_compiler(self)
         config = {} if self.platform == "tpu" else {"target_config": self.description()}
@@ -57,7 +61,7 @@ class Target:
         name = "" if config else self.topology
         return topologies.get_topology_desc(
             name, self.platform, **config, **topology
-        ).devices[0]
+        ).devices
 
     def description(self) -> str:
         """XLA's description of a GPU."""

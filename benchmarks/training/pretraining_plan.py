@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.lib import records, tuning
+from galore_optax import memory
 
 from settings import Settings
 
 CURVE = 6  # evaluations a run
-
-
 SMALL, LARGE = (1 / 16, 1 / 4), (1 / 4, 1.0)
+PLAIN = ("weight_decay=0.0",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Method:
 
     settings: dict[str, Any]
     first: dict[float, int]  # least exponent at first
-    options: tuple[str, ...] = ("weight_decay=0.0",)
+    options: tuple[str, ...] = PLAIN
 
     def start(self, ratio: float) -> list[int]:
         return list(range(self.first[ratio], self.first[ratio] + 3))
@@ -66,10 +66,12 @@ class Method:
         low, ratio = budget.rank, point.ratio
         found: dict[str, Any] = {"clip": 1.0, "matrix_rate": ratio} | self.settings
         options = self.options
-        if found["optimizer"].startswith("galore_"):
-            gap = f"update_proj_gap={budget.gap}"
-            options += (f"rank={low}", f"scale={ratio}", gap)
-            found["matrix_rate"] = 1.0
+        if memory.Method(found["optimizer"]).is_galore:
+            own = {option.partition("=")[0] for option in options}
+            usual = {"rank": low, "update_proj_gap": budget.gap}
+            if found["optimizer"].startswith("galore_adamw"):
+                usual["scale"], found["matrix_rate"] = ratio, 1.0
+            options += tuple(f"{k}={x}" for k, x in usual.items() if k not in own)
         if found.get("adapter"):
             found["adapter_rank"] = low
         if found.get("adapter") == "relora":
@@ -107,6 +109,19 @@ METHODS = {
     ),
     "GaLore": Method({"optimizer": "galore_adamw"}, LOW),
     "8-bit GaLore": Method({"optimizer": "galore_adamw8bit"}, LOW),
+    "GaLore, moments rotated": Method(
+        {"optimizer": "galore_adamw"}, LOW, (*PLAIN, "moments=rotate")
+    ),
+    "Fira": Method({"optimizer": "fira_adamw"}, LOW, (*PLAIN, "scale=1.0")),
+    "APOLLO": Method({"optimizer": "apollo_adamw"}, LOW),
+    "APOLLO-Mini": Method({"optimizer": "apollo_mini_adamw"}, LOW, (*PLAIN, "rank=1")),
+    "LDAdam": Method({"optimizer": "ldadam"}, LOW, (*PLAIN, "update_proj_gap=1")),
+    "Muon in the subspace": Method(
+        {"optimizer": "galore_muon"}, LOW, (*PLAIN, "consistent_rms=0.2")
+    ),
+    "SGD with momentum": Method(
+        {"optimizer": "sgd"}, {1 / 16: 6, 1 / 4: 6, 1.0: 6}, ("momentum=0.9",)
+    ),
     "LoRA": Method({"optimizer": "adamw", "adapter": "lora"}, LOW),
     "ReLoRA": Method({"optimizer": "adamw", "adapter": "relora"}, LOW),
     "Low-rank W = BA": Method({"optimizer": "adamw", "adapter": "factors"}, LOW),

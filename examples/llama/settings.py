@@ -172,7 +172,7 @@ class Settings:
             self._check_never_formed()
 
     def _check_never_formed(self) -> None:
-        if not self.optimizer.startswith("galore_"):
+        if not self.projects:
             raise ValueError(
                 f"gradients=never with optimizer={self.optimizer}, which needs them"
                 f" whole. Take 'galore_{self.optimizer}', or gradients=formed."
@@ -215,7 +215,7 @@ class Settings:
                 f"{name} with layerwise: what an adapter trains is small, and its"
                 " gradients need no dropping. Leave one of them out."
             )
-        if self.adapter and self.optimizer.startswith("galore_"):
+        if self.adapter and self.projects:
             raise ValueError(
                 f"{name} with optimizer={self.optimizer}: two low-rank methods at once."
                 f" Take {self.optimizer.removeprefix('galore_')!r}."
@@ -238,7 +238,7 @@ class Settings:
     def _check_diagnosed(self) -> None:
         if not self.diagnose_every:
             return
-        if not self.optimizer.startswith("galore_"):
+        if not self.projects:
             raise ValueError(
                 f"diagnose_every={self.diagnose_every} with optimizer={self.optimizer},"
                 f" which projects nothing. Take 'galore_{self.optimizer}', or give"
@@ -250,6 +250,11 @@ class Settings:
                 " layerwise and gradients=never are there to avoid. Leave it out, or"
                 " these."
             )
+
+    @property
+    def projects(self) -> bool:
+        """Whether the optimizer is GaLore or one of its family."""
+        return memory.Method(self.optimizer).is_galore
 
     @property
     def low_rank(self) -> Adapter | None:

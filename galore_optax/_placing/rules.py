@@ -75,8 +75,11 @@ def _quantized(codes: Any, scales: Any) -> Any:
 
 
 def _blockwise(mesh: Any, names: Names, entries: int, blocks: int) -> Names:
-    even = entries % blocks == 0
-    return fitting(mesh, names, blocks) if even else ()
+    found = fitting(mesh, names, blocks)
+    parts = shards(mesh, found)
+    # Where the last block is shorter, there is one in each of 2ⁿ parts.
+    whole_blocks = entries % blocks == 0 or parts & (parts - 1) == 0
+    return found if whole_blocks else ()
 
 
 def stored(

@@ -64,12 +64,7 @@ class Leaf:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Leaves of one kind share a loop."""
-        size = self.matrix.size
-        sizes = tuple((size(x.axes), size(x.others)) for x in self.matrix.sides)
-        arrays = self.gradient, *jax.tree.leaves(self.projectors[0])
-        dtypes = (x.dtype for x in arrays)
-        return (sizes, self.matrix.rank, self.matrix.storage, *dtypes)
+        return kind_of(self.matrix, self.gradient, self.projectors)
 
     @property
     def entries(self) -> np.ndarray:
@@ -78,6 +73,16 @@ class Leaf:
     @property
     def cut(self) -> "Cut":
         return Cut(self.matrix.batch, self.matrix.batch_shape, self.matrix.sides)
+
+
+def kind_of(
+    matrix: Matrix, gradient: jax.Array, projectors: Projectors
+) -> tuple[Any, ...]:
+    """Leaves of one kind share a loop."""
+    size = matrix.size
+    sizes = tuple((size(x.axes), size(x.others)) for x in matrix.sides)
+    dtypes = (x.dtype for x in (gradient, *jax.tree.leaves(projectors[0])))
+    return (sizes, matrix.rank, matrix.storage, *dtypes)
 
 
 def leaves_of(

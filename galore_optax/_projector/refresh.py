@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from galore_optax._projector.groups import leaves_of, parts
+from galore_optax._projector.owners import owners_of
 from galore_optax._projector.project import overlap
 from galore_optax._projector.renew import Run, Turn, renew_leaves
 from galore_optax._selection.matrices import Plan
@@ -215,12 +216,16 @@ class _Inputs(NamedTuple):
 def _renew(plan: Plan, how: _How, inputs: _Inputs, old: _Renewed) -> _Renewed:
     projectors, refresh, moments = old
     gradients, lanes, owed, key, count = inputs
-    leaves = leaves_of(plan.projected, gradients, everywhere(projectors))
     counters = joined(plan, refresh.last), joined(plan, refresh.refused)
     last, _ = counters
     turn = Turn(lanes, owed, last < 0, plan.names)
     run = Run(how.method, key, count, how.align_signs)
-    found, accepted = renew_leaves(leaves, turn, run, together=how.together)
+    owners = owners_of(plan, gradients, projectors)
+    if owners and (how.together or owners.spare_gathers):
+        found, accepted = owners.renew(gradients, turn, run, together=how.together)
+    else:
+        leaves = leaves_of(plan.projected, gradients, everywhere(projectors))
+        found, accepted = renew_leaves(leaves, turn, run, together=how.together)
     found = lying_like(found, projectors)
     moments = how.move(projectors, found, accepted, moments)
     rest = rested(plan, how.rule, refresh, (projectors, found), accepted)

@@ -31,7 +31,6 @@ from galore_optax.memory._show import (
 )
 
 _EXPECTED = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
-_USUAL_RANK = 128  # the default of galore
 _SHOWN = 12  # choices of a budget
 _DEFAULT = ("adamw", "galore_adamw")
 _FOR_BUDGETS = ("adamw", "adamw8bit", "adafactor", "galore_adamw")
@@ -163,7 +162,7 @@ def with_rank(method: Method, sizes: Sizes) -> Method:
     """A quarter of the width where none is given and the default is more."""
     quarter = max(sizes.width // 4, 1)
     given = "rank" in dict(method.options)
-    if not method.is_galore or given or quarter >= _USUAL_RANK:
+    if not method.is_galore or given or quarter >= method.rank:
         return method
     return method.with_options(rank=quarter)
 

@@ -8,7 +8,7 @@
 
 A plain one takes `moment_dtype` too: "adamw" with `moment_dtype=float32` keeps f32
 moments of 16-bit weights, as no option of Optax does for the second moment.
-`galore_adamw`, `galore_adamw8bit` and `galore_adafactor` are the ready-made ones.
+Those that are ready-made go by their names.
 """
 
 import ast
@@ -24,18 +24,37 @@ from typing import Any
 import jax
 import optax
 
-from galore_optax import codes, subspace
+from galore_optax import codes, moments, refresh, residual, subspace
 from galore_optax._galore import galore
 from galore_optax._optimizers.adafactor import galore_adafactor
 from galore_optax._optimizers.adamw import galore_adamw, galore_adamw8bit
+from galore_optax._optimizers.apollo import apollo_adamw, apollo_mini_adamw
+from galore_optax._optimizers.fira import fira_adamw
+from galore_optax._optimizers.ldadam import ldadam
+from galore_optax._optimizers.muon import galore_muon
 from galore_optax._storage.quantized import quantized
 
 # Needs more than gradients, deprecated, parts of optimizers.
 _LEFT_OUT = re.compile("lbfgs$|optimistic_adam$|scale_by_|_")
-_READY = {x.__name__: x for x in (galore_adamw, galore_adamw8bit, galore_adafactor)}
+_READY: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "galore_adamw": galore_adamw,
+    "galore_adamw8bit": galore_adamw8bit,
+    "galore_adafactor": galore_adafactor,
+    "galore_muon": galore_muon,
+    "fira_adamw": fira_adamw,
+    "apollo_adamw": apollo_adamw,
+    "apollo_mini_adamw": apollo_mini_adamw,
+    "ldadam": ldadam,
+}
 _PREFIX, _SUFFIX = "galore_", "8bit"
 _MOMENTS = "moment_dtype"
-_BY_NAME: dict[str, ModuleType] = {"subspace": subspace, "code": codes}
+_BY_NAME: dict[str, ModuleType] = {
+    "subspace": subspace,
+    "code": codes,
+    "moments": moments,
+    "refresh": refresh,
+    "residual": residual,
+}
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:
@@ -61,7 +80,7 @@ class Method:
 
     @property
     def is_galore(self) -> bool:
-        return self.name.startswith(_PREFIX)
+        return self.name.startswith(_PREFIX) or self.name in _READY
 
     @property
     def is_8bit(self) -> bool:
@@ -71,6 +90,13 @@ class Method:
     def family(self) -> str:
         """The name, however moments are stored."""
         return self.name.removesuffix(_SUFFIX)
+
+    @property
+    def rank(self) -> Any:
+        """As given, or the method's own; of one that projects."""
+        make = _READY.get(self.name, galore)
+        default = inspect.signature(make).parameters["rank"].default
+        return dict(self.options).get("rank", default)
 
     def with_options(self, **options: Any) -> "Method":
         return Method(self.name, tuple((dict(self.options) | options).items()))

@@ -53,7 +53,8 @@ def random(*, orthonormal: bool = True) -> Subspace:
     Args:
       orthonormal: `True` for an orthonormal basis of a uniformly random subspace;
         `False` for Gaussian entries of variance `1 / rank`, whose `P Pᵀ` is the
-        identity in expectation but whose columns are not orthonormal.
+        identity in expectation but whose columns are not orthonormal; `gaussian`
+        has the same ones, and stores seeds in their place.
 
     Returns:
       a subspace method.

@@ -13,7 +13,8 @@ from galore_optax.memory import config_path
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = ROOT / "examples" / "llama"
-for folder in (ROOT / "examples", LLAMA, ROOT / "examples" / "finetune"):
+EXAMPLES = ROOT / "examples"
+for folder in (EXAMPLES, LLAMA, EXAMPLES / "finetune", EXAMPLES / "vit"):
     sys.path.insert(0, str(folder))
 collect_ignore_glob = []
 try:
