@@ -186,6 +186,7 @@ const galoreFit = (() => {
 
   function refresh(wanted = Number(form.elements.rank.value)) {
     withModel(form.elements.model.value, (tables) => {
+      if (tables.name !== form.elements.model.value) return; // another was chosen since
       offerRanks(tables, wanted);
       const now = chosen();
       at("fit-link").href = address(now);
@@ -206,14 +207,24 @@ const galoreFit = (() => {
     const unknown = named.filter((name) => !choose(name, asked[name]));
     unknown.forEach((name) => choose(name, START[name]));
     form.addEventListener("change", () => refresh());
+    if (unknown.length) warn(`${told(unknown, asked)}, which is not known here; choose below.`);
     refresh(Number(asked.rank) || Number(START.rank));
-    if (unknown.length) warn(unknown, asked);
+    withModel(form.elements.model.value, (tables) => checkRank(tables, asked));
   }
 
-  function warn(unknown, asked) {
-    const names = unknown.map((name) => `${name}=${asked[name]}`).join(", ");
-    const text = `The address asks for ${names}, which is not known here; choose one below.`;
-    form.before(element("p", text, { class: "fit-warning", role: "alert" }));
+  const told = (names, asked) => names.map((name) => `${name}=${asked[name]}`).join(", ");
+
+  function checkRank(tables, asked) {
+    const ranks = ranksOf(tables, known.methods.find(isGalore));
+    if (new URLSearchParams(location.search).has("rank") && !ranks.includes(Number(asked.rank))) {
+      const others = `of ${tables.name} ${ranks.join(", ")} are planned; the nearest is shown`;
+      warn(`${told(["rank"], asked)}: ${others}. On the command line any rank is.`);
+    }
+  }
+
+  function warn(text) {
+    const attributes = { class: "fit-warning", role: "alert" };
+    form.before(element("p", `The address asks for ${text}`, attributes));
   }
 
   return { index: start, model: (tables) => (models[tables.name] = tables) };

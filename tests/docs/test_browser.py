@@ -175,6 +175,8 @@ def test_the_planners_page_says_what_the_planner_says(site: str, browser: Any) -
     [
         ({"model": "8t"}, "model=8t"),
         ({"card": "abacus", "dtype": "int1"}, "card=abacus, dtype=int1"),
+        ({"rank": "9999"}, "rank=9999: of 7b 256, 512, 1024, 2048 are planned"),
+        ({"rank": "many", "model": "smollm2-135m"}, "rank=many: of smollm2-135m 64,"),
     ],
 )
 def test_an_address_that_asks_for_what_is_not_known(
