@@ -57,6 +57,11 @@ SPELLINGS: dict[str, Callable[..., Tx]] = {
         LR, weight_decay=DECAY, rank=4, **given
     ),
     "fira": lambda **given: go.fira_adamw(LR, weight_decay=DECAY, rank=4, **given),
+    "apollo": lambda **given: go.apollo_adamw(LR, weight_decay=DECAY, rank=4, **given),
+    "muon": lambda **given: go.galore_muon(LR, weight_decay=DECAY, rank=4, **given),
+    "ldadam": lambda **given: go.ldadam(
+        LR, b1=0.9, b2=0.999, weight_decay=DECAY, rank=4, **given
+    ),
     "MultiSteps": lambda **given: go.MultiSteps(
         go.galore(adamw(LR), rank=4, **given), 1
     ).gradient_transformation(),

@@ -4,15 +4,17 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import optax
 
 from galore_optax import residual
 from galore_optax._arguments import check_mask
-from galore_optax._config import Projection
-from galore_optax._galore import Projecting, galore, with_projection
+from galore_optax._config import Config, Projection
+from galore_optax._galore import Projecting, config_of, with_projection
+from galore_optax._transform import projected
 from galore_optax._types import Scalar
+from galore_optax._wrapping.full_size import with_full_size_rate
 from galore_optax.residual import Residual
 from galore_optax.subspace import gaussian
 
@@ -74,8 +76,8 @@ def apollo_adamw(
     Source: Zhu et al., APOLLO, arXiv 2412.05270, Algorithm 1.
     """
     adam = optax.scale_by_adam(b1, b2, eps)
-    low = _scaled(adam, residual.apollo(gamma=gamma), _APOLLO, projection)
-    return _decaying(low, learning_rate, weight_decay, mask)
+    config = _config(residual.apollo(gamma=gamma), _APOLLO, projection)
+    return _decaying(adam, config, learning_rate, weight_decay, mask)
 
 
 @functools.partial(with_projection, defaults=_MINI)
@@ -130,31 +132,29 @@ def apollo_mini_adamw(
 
     Source: Zhu et al., APOLLO, arXiv 2412.05270, section 4.2.
     """
-    adam, rule = (
-        optax.scale_by_adam(b1, b2, eps),
-        residual.apollo(gamma=gamma, granularity="tensor"),
-    )
-    low = _scaled(adam, rule, _MINI, projection)
-    return _decaying(low, learning_rate, weight_decay, mask)
+    adam = optax.scale_by_adam(b1, b2, eps)
+    rule = residual.apollo(gamma=gamma, granularity="tensor")
+    config = _config(rule, _MINI, projection)
+    return _decaying(adam, config, learning_rate, weight_decay, mask)
 
 
-def _scaled(
-    inner: optax.GradientTransformation,
-    rule: Residual,
-    defaults: Mapping[str, Any],
-    projection: Mapping[str, Any],
-) -> optax.GradientTransformationExtraArgs:
+def _config(
+    rule: Residual, defaults: Mapping[str, Any], projection: Mapping[str, Any]
+) -> Config:
     given = {name: x for name, x in projection.items() if x is not None}
-    return galore(inner, residual=rule, **{**defaults, **given})
+    return config_of(cast(Projection, {**defaults, **given}), rule)
 
 
 def _decaying(
-    low: optax.GradientTransformation,
+    inner: optax.GradientTransformation,
+    config: Config,
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: Scalar,
     mask: Any,
 ) -> optax.GradientTransformationExtraArgs:
     check_mask(mask)
+    low = projected(lambda plan: inner, config)
     decay = optax.add_decayed_weights(weight_decay, mask)
     rate = optax.scale_by_learning_rate(learning_rate)
-    return Projecting(*optax.chain(low, decay, rate))
+    tx = optax.with_extra_args_support(optax.chain(low, decay, rate))
+    return Projecting(*with_full_size_rate(tx, config))

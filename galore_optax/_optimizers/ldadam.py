@@ -23,6 +23,7 @@ from galore_optax._state import GaLoreState, check_type, read
 from galore_optax._transform import projected as projecting
 from galore_optax._transform import refuse_coordinates, renew
 from galore_optax._types import Scalar
+from galore_optax._wrapping.full_size import with_full_size_rate
 from galore_optax._xla.sharding import sharding_of
 from galore_optax.moments import rotate
 from galore_optax.subspace import power
@@ -118,7 +119,8 @@ def ldadam(
     low = compiled(optax.GradientTransformationExtraArgs(rule.init, rule.update))
     decay = optax.add_decayed_weights(weight_decay, mask)
     rate = optax.scale_by_learning_rate(learning_rate)
-    return Projecting(*optax.chain(low, decay, rate))
+    tx = optax.with_extra_args_support(optax.chain(low, decay, rate))
+    return Projecting(*with_full_size_rate(tx, config))
 
 
 def _check_feedback(error_feedback: Any, config: Config) -> None:

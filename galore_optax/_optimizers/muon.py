@@ -16,6 +16,7 @@ from galore_optax._galore import Projecting, config_of, with_projection
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._transform import projected
 from galore_optax._types import Scalar
+from galore_optax._wrapping.full_size import with_full_size_rate
 from galore_optax.moments import rotate
 
 _MUON = {"scale": 1.0, "moments": rotate()}
@@ -107,7 +108,7 @@ def galore_muon(
         return optax.partition({"muon": muon, "adam": adam}, names)
 
     config = config_of({**_MUON, **given})  # type: ignore[typeddict-item]
-    return Projecting(*projected(inner, config))
+    return Projecting(*with_full_size_rate(projected(inner, config), config))
 
 
 def _axes(matrix: Matrix) -> MuonDimensionNumbers:
