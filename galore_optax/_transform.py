@@ -226,6 +226,7 @@ def renew(
     inner: optax.GradientTransformation,
     state: GaLoreState,
     when: When,
+    axis_name: Any = None,
 ) -> GaLoreState:
     """`state` with new projectors wherever one is due, from the gradients in `plan`."""
     moves = config.moments.moves
@@ -243,6 +244,7 @@ def renew(
         when=bool(when) if isinstance(when, (bool, np.bool_)) else when,
         move=mover(plan, config, inner, state.count),
         moments=state.inner_state if moves else (),
+        axis_name=axis_name,
     )
     nodes = plan.arrange(map(_state.as_node, projectors))
     inner_state = moved if moves else state.inner_state

@@ -105,5 +105,7 @@ def like(tx: Any, params: Any) -> Any:
 def collectives(text: str) -> set[str]:
     """Such as `all-gather f32[4,16,4]`."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= \(?(\w+\[[\d,]*\]).*? ({kinds})(?:-start)?\(", text)
-    return {f"{kind} {shape}" for shape, kind in found}
+    found = re.findall(rf" = (\S+|\(.*?\)) ({kinds})(?:-start)?\(", text)
+    # Several arrays that are sent at once are a tuple.
+    pairs = ((kind, re.findall(r"\w+\[[\d,]*\]", shapes)) for shapes, kind in found)
+    return {f"{kind} {shape}" for kind, shapes in pairs for shape in shapes}

@@ -14,6 +14,9 @@ Needs the extra aot-tpu and no TPU.
 """
 
 import dataclasses
+import functools
+import math
+import re
 import sys
 import warnings
 from typing import Any
@@ -25,14 +28,17 @@ from jax.sharding import AxisType, Mesh
 
 from benchmarks.lib import records
 from benchmarks.lib.subjects import ADAMW, EIGHT_BIT, GALORE, applied, optimizer, timed
-from benchmarks.memory import hlo, tables, targets
+from benchmarks.memory import tables, targets
 from benchmarks.memory.state_per_device import RANK, split
-from benchmarks.memory.wire import bytes_sent
 from galore_optax import sharded, state_shardings
 
 TOPOLOGY = "v5e:4x4"
 STEPS = {"steady": False, "any": None}
-COLLECTIVES = "all-gather", "all-reduce", "all-to-all", "collective-permute"
+_COLLECTIVE = re.compile(
+    r" = (\S+|\(.*?\)) (all-gather|all-reduce|all-to-all|collective-permute)"
+    r"(?:-start)?\(.*channel_id=(\d+)"
+)
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+))\[([\d,]*)\]")
 
 
 def devices() -> Any:
@@ -60,23 +66,42 @@ def compiled(name: str, refresh: bool | None) -> tuple[float, Any]:
     return timed(lowered.compile)
 
 
-def measure(name: str, refresh: bool | None) -> dict[str, Any]:
-    seconds, program = compiled(name, refresh)
-    sizes, parsed = program.memory_analysis(), hlo.Program.parse(program.as_text())
+def measure(name: str, step: str) -> dict[str, Any]:
+    seconds, program = compiled(name, STEPS[step])
+    sizes = program.memory_analysis()
     return {
         "arguments": sizes.argument_size_in_bytes,
         "temporaries": sizes.temp_size_in_bytes,
         "not_donated": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-        "sent": {kind: bytes_sent(parsed, kind) for kind in COLLECTIVES},
+        "collectives": collectives(program.as_text()),
         "compile_seconds": seconds,
     }
 
 
+def collectives(text: str) -> dict[str, int]:
+    """Bytes of what each kind leaves on a chip; where that is a refresh, of one."""
+    found: dict[str, dict[Any, int]] = {}
+    for number, (shapes, kind, channel) in enumerate(_COLLECTIVE.findall(text)):
+        # One that overlaps with products is written several times; those inside
+        # `shard_map`, which do not, share a channel.
+        key = number if kind == "all-to-all" else channel
+        found.setdefault(kind, {})[key] = sum(map(_bytes, _ARRAY.findall(shapes)))
+    return {kind: sum(channels.values()) for kind, channels in found.items()}
+
+
+def _bytes(array: tuple[str, str, str]) -> int:
+    _, bits, shape = array
+    return math.prod(map(int, filter(None, shape.split(",")))) * int(bits or 8) // 8
+
+
 def plan() -> list[tuple[str, str]]:
-    return [(ADAMW, "any")] + [(x, y) for x in (GALORE, EIGHT_BIT) for y in STEPS]
+    steps = ("any", "steady")
+    return [(ADAMW, "any")] + [(x, y) for y in steps for x in (EIGHT_BIT, GALORE)]
 
 
 def main() -> None:
+    parser = records.parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=60, help="start none after")
     warnings.simplefilter("ignore")
     targets.target("v5e").prepare()
     try:
@@ -84,14 +109,17 @@ def main() -> None:
     except RuntimeError as error:
         sys.exit(f"skipped, nothing is recorded: {error}")
     runs = records.Runs("memory/many_devices")
+    keys = {f"{name}, {step}": (name, step) for name, step in plan()}
+    makes = {key: functools.partial(measure, *of) for key, of in keys.items()}
+    missing = runs.fill(makes, parser.parse_args().minutes)
     rows = [
-        {"optimizer": name, "step": step}
-        | runs.get(f"{name}, {step}", lambda x=name, y=step: measure(x, STEPS[y]))
-        for name, step in plan()
+        {"optimizer": name, "step": step} | runs.found[key]
+        for key, (name, step) in keys.items()
+        if key in runs.found
     ]
     found = {"model": "7b", "rank": RANK, "topology": TOPOLOGY, "rows": rows}
     print(tables.many_devices(found))
-    records.write("memory/many_devices", found, runs=runs)
+    records.write("memory/many_devices", found, missing, runs)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,26 @@ def state_per_device(found: Found) -> str:
     return table(("GB on each of", "axis split", *devices), rows)
 
 
+@of("memory/many_devices")
+def many_devices(found: Found) -> str:
+    """GB on each chip."""
+    rows = [
+        (
+            f"`{row['optimizer']}`",
+            row["step"],
+            gb(row["arguments"]),
+            gb(row["temporaries"]),
+            gb(row["arguments"] + row["temporaries"] + row["not_donated"]),
+            *(gb(row["collectives"].get(x, 0)) for x in ("all-gather", "all-to-all")),
+            f"{row['compile_seconds']:.0f}",
+        )
+        for row in found["rows"]
+    ]
+    head = "GB on each of 16 chips", "step", "arguments", "temporaries", "total"
+    sent = "gathered", "dealt out", "s to compile"
+    return table((*head, *sent), rows)
+
+
 @of("memory/step_memory")
 def step_memory(found: Found) -> str:
     """What an optimizer step holds; gradients are in the total only."""

@@ -28,6 +28,7 @@ def project_gradients(
     params: Any,
     *,
     refresh: When = None,
+    axis_name: Any = None,
 ) -> tuple[Any, Any]:
     r"""Projects gradients with the bases in `state`, renewing first what is due.
 
@@ -45,6 +46,10 @@ def project_gradients(
       state: of `tx`.
       params: the parameters.
       refresh: as in `update` of `galore`; `False` from the second micro-batch on.
+      axis_name: inside `jax.shard_map`, the mesh axes, one name or several, over whose
+        devices gradients are averaged, as `jax.lax.pmean` would. What is sent is the
+        coordinates, in the dtype of the gradients, and the gradients themselves on
+        steps with a refresh only: all devices take one basis, that of the mean.
 
     Returns:
       a tree like `gradients`, each projected leaf in coordinates, in the dtype of the
@@ -53,7 +58,9 @@ def project_gradients(
     Raises:
       ValueError: `state` or `gradients` belong to another tree; what comes before
         `galore` in `tx` is not linear, such as clipping, and would see coordinates;
-        `galore` has a residual, which needs whole gradients.
+        `galore` has a residual, which needs whole gradients; inside `shard_map` with
+        `check_vma`, gradients differ from device to device, a refresh may be due, and
+        there is no `axis_name`. Without `check_vma` nothing tells that they differ.
 
     Example:
       >>> import galore_optax, jax, jax.numpy as jnp, optax
@@ -72,13 +79,24 @@ def project_gradients(
     Source: Zhao et al., arXiv 2403.03507, section 4.3, asks for one update a batch.
     """
     records, _ = heard(tx, params)
-    given = state
+    given, local = state, gradients
     for record, old in zip(records, galore_states(records, state), strict=True):
-        gradients, new = _project(record, gradients, old, refresh)
+        gradients, new = _project(record, gradients, old, refresh, axis_name)
         state = replaced(state, old, new)
     if records:
         _refuse_what_precedes(tx, gradients, given, params)
+    if axis_name is not None:
+        gradients = _averaged(gradients, local, axis_name)
     return gradients, state
+
+
+def _averaged(low: Any, gradients: Any, axis_name: Any) -> Any:
+    """Over devices; sent in the dtypes of the gradients."""
+
+    def one(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.lax.pmean(x.astype(gradient.dtype), axis_name).astype(x.dtype)
+
+    return jax.tree.map(one, low, gradients)
 
 
 def update_projected(
@@ -167,7 +185,11 @@ def _refuse_what_precedes(
 
 
 def _project(
-    record: Recorded, gradients: Any, state: GaLoreState, refresh: When
+    record: Recorded,
+    gradients: Any,
+    state: GaLoreState,
+    refresh: When,
+    axis_name: Any,
 ) -> tuple[Any, GaLoreState]:
     """`gradients` with the leaves of one `galore` in coordinates, and its state."""
     refuse_coordinates(record.config)
@@ -175,7 +197,7 @@ def _project(
     by_path = dict(zip(flat.paths, flat.nodes, strict=True))
     nodes = tuple(by_path[path] for path in record.plan.flat.paths)
     plan = record.plan.with_values(nodes)
-    state = renew(plan, record.config, record.inner, state, refresh)
+    state = renew(plan, record.config, record.inner, state, refresh, axis_name)
     low = project_all(plan, state)
     found = {matrix.path: low[matrix.position] for matrix in plan.projected}
     values = [found.get(path, value) for path, value in flat.items()]

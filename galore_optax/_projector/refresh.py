@@ -21,7 +21,7 @@ from galore_optax._projector.project import overlap
 from galore_optax._projector.renew import Run, Turn, renew_leaves
 from galore_optax._selection.matrices import Plan
 from galore_optax._storage.projectors import Projectors
-from galore_optax._xla.sharding import everywhere, lying_like
+from galore_optax._xla.sharding import everywhere, lying_like, varies_over
 from galore_optax.refresh import RefreshRule
 from galore_optax.subspace import Subspace
 
@@ -139,6 +139,7 @@ def refresh_when_due(
     when: When,
     move: Move,
     moments: Any,
+    axis_name: Any = None,
 ) -> tuple[list[Projectors], Refresh, Any]:
     """New projectors for every matrix that is due, the old ones for the rest.
 
@@ -157,29 +158,55 @@ def refresh_when_due(
         what is due if it holds.
       move: what becomes of moments.
       moments: the state of the inner, or nothing.
+      axis_name: mesh axes over whose devices gradients are averaged first, where
+        anything is due.
 
     Returns:
       projectors, refresh and moments.
+
+    Raises:
+      ValueError: bases would differ from device to device.
     """
     if when is False or not plan.projected:
         return projectors, refresh, moments
+    if axis_name is None:
+        _refuse_local(plan, gradients, projectors)
     # Bases are constants of a step: what differentiates through it differentiates the
     # products with them. Loops whose length depends on values have no reverse mode.
     gradients, projectors, moments = lax.stop_gradient((gradients, projectors, moments))
     owed = owed_now(plan, stagger, refresh, count, when)
     inputs = _Inputs(gradients, any_lane(owed), owed, key, count)
-    how = _How(method, not stagger, rule, align_signs, move)
+    how = _How(method, not stagger, rule, align_signs, move, axis_name)
     renew = functools.partial(_renew, plan, how)
     if when is True:
         return renew(inputs, (projectors, refresh, moments))
 
     def turn(_: Any, old: _Renewed) -> _Renewed:
-        # What depends on inputs alone would be computed before the loop, due or not.
-        return renew(*lax.optimization_barrier((inputs, old)))
+        return renew(*_in_loop(inputs, old, axis_name is not None))
 
     # Its carry is updated in place: a conditional would copy all projectors.
     turns = jnp.any(inputs.lanes).astype(jnp.int32)
     return lax.fori_loop(0, turns, turn, (projectors, refresh, moments))
+
+
+def _refuse_local(
+    plan: Plan, gradients: Sequence[jax.Array], projectors: Sequence[Projectors]
+) -> None:
+    """Raises where devices of a `shard_map` have other gradients, but one basis."""
+    leaves = zip(plan.projected, gradients, projectors, strict=True)
+    for matrix, gradient, arrays in leaves:
+        over = varies_over(gradient).difference(
+            *map(varies_over, jax.tree.leaves(arrays))
+        )
+        if over:
+            axes = ", ".join(repr(name) for name in sorted(over))
+            raise ValueError(
+                f"the gradient of '{matrix.path}' differs over the mesh axes {axes},"
+                " and so would its new basis, which all devices are to share. Average"
+                f" gradients first, jax.lax.pmean(gradients, {axes}), or coordinates,"
+                " which are smaller: galore_optax.project_gradients(...,"
+                f" axis_name={axes})."
+            )
 
 
 def owed_now(
@@ -201,6 +228,7 @@ class _How(NamedTuple):
     rule: RefreshRule | None
     align_signs: bool
     move: Move
+    axis_name: Any
 
 
 class _Inputs(NamedTuple):
@@ -213,9 +241,21 @@ class _Inputs(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
 
 
+def _in_loop(inputs: _Inputs, old: _Renewed, local: bool) -> tuple[_Inputs, _Renewed]:
+    """Both as they are; of `inputs` nothing is computed before the loop, due or not."""
+    if not local:
+        return lax.optimization_barrier((inputs, old))
+    # By themselves, or all would differ from device to device as gradients do.
+    gradients, _ = lax.optimization_barrier((inputs.gradients, old))
+    others, old = lax.optimization_barrier((inputs._replace(gradients=()), old))
+    return others._replace(gradients=gradients), old
+
+
 def _renew(plan: Plan, how: _How, inputs: _Inputs, old: _Renewed) -> _Renewed:
     projectors, refresh, moments = old
     gradients, lanes, owed, key, count = inputs
+    if how.axis_name is not None:
+        gradients = [lax.pmean(x, how.axis_name) for x in gradients]
     counters = joined(plan, refresh.last), joined(plan, refresh.refused)
     last, _ = counters
     turn = Turn(lanes, owed, last < 0, plan.names)

@@ -44,6 +44,12 @@ def on_mesh(x: Any) -> bool:
     return in_type or current().declared is not None
 
 
+def varies_over(x: Any) -> frozenset[Any]:
+    """The mesh axes over which `x` differs, inside `shard_map` with `check_vma`."""
+    kind: Any = jax.typeof(x)
+    return kind.mat.varying if hasattr(kind, "mat") else kind.vma
+
+
 def leaf_sharding(x: Any) -> NamedSharding | None:
     """Where a leaf lies: by its type if that tells, else by the concrete array."""
     if isinstance(x, jax.core.Tracer):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from galore_optax._xla.sharding import explicit_sharding
+from galore_optax._xla.sharding import explicit_sharding, varies_over
 from galore_optax.backward.addend import Addend, Factored
 from galore_optax.backward.named import Named, einsum
 
@@ -81,14 +81,8 @@ def listen(transpose: Transpose, y: jax.Array, given: Any, z: jax.Array) -> jax.
 
 def _varying_like(z: jax.Array, y: jax.Array) -> jax.Array:
     """`z`, whose cotangent inside `shard_map` is summed over the devices of `y`."""
-    missing = tuple(sorted(_varies_over(y) - _varies_over(z)))
+    missing = tuple(sorted(varies_over(y) - varies_over(z)))
     return lax.pcast(z, missing, to="varying") if missing else z
-
-
-def _varies_over(x: jax.Array) -> frozenset[Any]:
-    """Axes of the mesh, inside `shard_map`."""
-    kind: Any = jax.typeof(x)
-    return kind.mat.varying if hasattr(kind, "mat") else kind.vma
 
 
 @dataclasses.dataclass(frozen=True)
