@@ -81,21 +81,22 @@ bench-quick: .venv/rivals
 	set -e; for name in $(QUICK); do $(RUN).speed.$$name --quick; done
 
 # Compiles for a GPU that need not be there, in an environment of its own.
-bench-compiler: .venv-cuda
+bench-compiler: .venv-cuda .venv-tpu
 	.venv-cuda/bin/python -m benchmarks.memory.plan_vs_compiler
 	.venv-cuda/bin/python -m benchmarks.memory.plan_vs_compiler_tied
 	.venv-cuda/bin/python -m benchmarks.memory.compiled_step bytes
 	.venv-cuda/bin/python -m benchmarks.memory.compiled_step kernels
 	.venv-cuda/bin/python -m benchmarks.memory.never_formed bytes
 	.venv-cuda/bin/python -m benchmarks.memory.step_7b
+	.venv-tpu/bin/python -m benchmarks.memory.many_devices
 
 # On the card at hand, under eight minutes; with jax for it in .venv, as jax[cuda12].
 bench-gpu: .venv/examples
 	$(RUN).speed.gpu $(ARGS)
 
-.venv-cuda: pyproject.toml
+.venv-cuda .venv-tpu: .venv-%: pyproject.toml
 	$(PYTHON) -m venv $@
-	$@/bin/python -m pip install --quiet --disable-pip-version-check -e ".[aot-cuda]"
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -e ".[aot-$*]"
 	@touch $@
 
 .venv/bin/python:
@@ -107,4 +108,4 @@ bench-gpu: .venv/examples
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-cuda .venv-compat-* out
+	rm -rf .venv .venv-cuda .venv-tpu .venv-compat-* out
