@@ -6,6 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 import jax
@@ -247,7 +248,10 @@ _DEFAULTS = {x: _PARAMETERS[x].default for x in Projection.__annotations__} | {
 def with_projection(
     function: _Optimizer, *, without: str = "", defaults: Mapping[str, Any] = {}
 ) -> _Optimizer:
-    """Shows the arguments of `galore` in the signature of what takes `**projection`."""
+    """Shows the arguments of `galore` in the signature of what takes `**projection`.
+
+    What is given is held against it, under the optimizer's own name.
+    """
     own = inspect.signature(function)
     kept = [x for x in own.parameters.values() if x.kind is not x.VAR_KEYWORD]
     theirs = [
@@ -255,8 +259,34 @@ def with_projection(
         for name, default in (_DEFAULTS | dict(defaults)).items()
         if name != without
     ]
-    function.__signature__ = own.replace(parameters=kept + theirs)  # type: ignore[attr-defined]
-    return function
+    signature = own.replace(parameters=kept + theirs)
+
+    @functools.wraps(function)
+    def optimizer(*args: Any, **kwargs: Any) -> Any:
+        _check_call(function.__name__, signature, args, kwargs)
+        return function(*args, **kwargs)
+
+    optimizer.__signature__ = signature  # type: ignore[attr-defined]
+    return cast(_Optimizer, optimizer)
+
+
+def _check_call(
+    name: str,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    for given in kwargs:
+        if given not in signature.parameters and given not in _DEFAULTS:
+            near = get_close_matches(given, signature.parameters, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{name}() has no argument {given!r}.{hint}")
+    if args and isinstance(args[0], optax.GradientTransformation):
+        raise TypeError(
+            f"the learning rate of {name} is a transformation, {args[0]!r}. {name} is"
+            " an optimizer of its own and takes a number or a schedule; around another"
+            " one write galore_optax.galore(optax.adamw(1e-3), rank=128)."
+        )
 
 
 def config_of(projection: Projection, residual: Residual | None = None) -> Config:

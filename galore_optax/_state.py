@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from galore_optax._projector.refresh import Refresh
-from galore_optax._selection.leaves import is_masked
+from galore_optax._selection.leaves import is_box, is_masked
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.projectors import (
     Projectors,
@@ -45,6 +45,7 @@ class GaLoreState(NamedTuple):
 def check_type(state: Any) -> None:
     """Raises unless `state` is one that `galore` made."""
     if isinstance(state, GaLoreState):
+        _refuse_variables(state)
         return
     fields = ", ".join(GaLoreState._fields)
     raise ValueError(
@@ -54,6 +55,15 @@ def check_type(state: Any) -> None:
         " containers is restored by giving it a target:"
         " restore(path, jax.eval_shape(tx.init, params))."
     )
+
+
+def _refuse_variables(state: GaLoreState) -> None:
+    if is_box(state.count):
+        raise ValueError(
+            "the state is that of an nnx.Optimizer, in Variables. Pass"
+            " nnx.as_pure(optimizer.opt_state), and take what comes back by"
+            " nnx.update(optimizer.opt_state, nnx.state(new_state))."
+        )
 
 
 def _shown(state: Any) -> str:

@@ -177,7 +177,7 @@ def _update(
         weights: Flat | None = plan.flat
         coordinates = flatten(updates).values
     else:
-        plan = config.selection.plan(updates)
+        plan = _plan(config, updates, params)
         weights = _weights(plan, params)
         state = renew(plan, config, inner_of(plan), state, refresh)
         coordinates = project_all(plan, state)
@@ -307,6 +307,30 @@ def _plan_of_coordinates(config: Config, updates: Any, params: Any) -> Plan:
     return plan
 
 
+def _plan(config: Config, updates: Any, params: Any) -> Plan:
+    try:
+        return config.selection.plan(updates)
+    except ValueError:
+        _refuse_other_shapes(updates, params)
+        raise
+
+
+def _refuse_other_shapes(updates: Any, params: Any) -> None:
+    """Raises where coordinates were given as if they were gradients."""
+    full = {} if params is None else dict(flatten(params).items())
+    for path, update in flatten(updates).items():
+        if path in full and update.shape != full[path].shape:
+            raise ValueError(_other_shape(path, update, full[path]))
+
+
+def _other_shape(path: str, update: Any, param: Any) -> str:
+    return (
+        f"the update of '{path}' has shape {update.shape}, its parameter has"
+        f" {param.shape}. Pass gradients of these parameters; coordinates of"
+        " gradients go to galore_optax.update_projected."
+    )
+
+
 def _weights(plan: Plan, params: Any) -> Flat | None:
     if params is None:
         return None
@@ -316,10 +340,7 @@ def _weights(plan: Plan, params: Any) -> Flat | None:
         flat.paths, plan.flat.values, flat.values, strict=True
     ):
         if update.shape != param.shape:
-            raise ValueError(
-                f"the update of '{path}' has shape {update.shape}, its parameter has"
-                f" {param.shape}. Pass gradients of these parameters."
-            )
+            raise ValueError(_other_shape(path, update, param))
     return flat
 
 

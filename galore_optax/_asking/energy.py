@@ -9,7 +9,7 @@ import optax
 
 from galore_optax._asking.record import galore_states, plans_of
 from galore_optax._projector.project import accumulation_dtype, project
-from galore_optax._selection.leaves import flatten
+from galore_optax._selection.leaves import flatten, unboxed
 from galore_optax._selection.matrices import Matrix
 from galore_optax._state import read
 from galore_optax._storage.projectors import Projectors
@@ -52,7 +52,8 @@ def captured_energy(
     flat = flatten(gradients)
     by_path = dict(zip(flat.paths, flat.values, strict=True))
     energies: dict[str, jax.Array] = {}
-    for record, found in zip(records, galore_states(records, state), strict=True):
+    states = galore_states(records, unboxed(state))
+    for record, found in zip(records, states, strict=True):
         projectors = read(record.plan, found)
         for matrix, pair in zip(record.plan.projected, projectors, strict=True):
             energies[matrix.path] = _energy(matrix, pair, by_path[matrix.path])

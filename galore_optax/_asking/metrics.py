@@ -11,7 +11,7 @@ import optax
 from galore_optax._asking.energy import squares
 from galore_optax._asking.record import galore_states, plans_of
 from galore_optax._projector.project import accumulation_dtype
-from galore_optax._selection.leaves import flatten
+from galore_optax._selection.leaves import flatten, unboxed
 from galore_optax._state import GaLoreState, read
 
 
@@ -68,9 +68,10 @@ def metrics(
     flat = flatten(gradients)
     floating = [x for x in flat.items() if jnp.issubdtype(x[1].dtype, jnp.floating)]
     by_path = dict(floating)
+    states = galore_states(records, unboxed(state))
     watched = [
         watch
-        for record, found in zip(records, galore_states(records, state), strict=True)
+        for record, found in zip(records, states, strict=True)
         for watch in _watch(record.plan, found, by_path)
     ]
     norms = {path: _norm(value) for path, value in floating}

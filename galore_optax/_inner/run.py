@@ -18,6 +18,7 @@ from galore_optax._placing.declared import beside_moments
 from galore_optax._projector.project import lift, project, zero_coordinates
 from galore_optax._selection.leaves import Flat, flatten
 from galore_optax._selection.matrices import Matrix, Plan
+from galore_optax._storage.moments import is_coded
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla.order import InTurn, one_by_one
 from galore_optax._xla.sharding import leaf_sharding, place, sharding_of
@@ -280,6 +281,14 @@ def _check_state(expected: Any, found: Any) -> None:
     """Raises unless `found` is built like a state that the inner makes itself."""
     if flatten(expected).treedef == flatten(found).treedef:
         return
+    coded = [_holds_coded(x) for x in (expected, found)]
+    if coded[0] != coded[1]:
+        needs, has = ("eight bits" if x else "a floating dtype" for x in coded)
+        raise ValueError(
+            f"the state given to update has moments in {has}, and this optimizer keeps"
+            f" them in {needs}. galore_optax.convert_state(state, old, new, params)"
+            " turns one into the other."
+        )
     raise ValueError(
         "the state given to update is not of this inner optimizer: it needs"
         f" {_outline(expected)}, and was given {_outline(found)}. Restore the state"
@@ -287,6 +296,10 @@ def _check_state(expected: Any, found: Any) -> None:
         " Where both names are the same, labels or masks of the inner go by the number"
         " of axes or by sizes, which coordinates do not share: choose them by path."
     )
+
+
+def _holds_coded(state: Any) -> bool:
+    return any(map(is_coded, jax.tree.leaves(state, is_leaf=is_coded)))
 
 
 def _outline(state: Any) -> str:

@@ -17,7 +17,7 @@ from galore_optax._asking.record import (
 from galore_optax._inner.params_use import is_affine
 from galore_optax._projector.refresh import When
 from galore_optax._selection.leaves import flatten
-from galore_optax._state import GaLoreState
+from galore_optax._state import GaLoreState, check_type
 from galore_optax._transform import project_all, refuse_coordinates, renew
 
 
@@ -192,6 +192,7 @@ def _project(
     axis_name: Any,
 ) -> tuple[Any, GaLoreState]:
     """`gradients` with the leaves of one `galore` in coordinates, and its state."""
+    check_type(state)
     refuse_coordinates(record.config)
     flat = flatten(gradients)
     by_path = dict(zip(flat.paths, flat.nodes, strict=True))

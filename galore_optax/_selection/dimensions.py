@@ -70,7 +70,7 @@ def match_paths(rules: Mapping[str, Spec]) -> Callable[[Any], Any]:
     """
     for pattern, spec in rules.items():
         _check_spec(f"match_paths({{{pattern!r}: ...}})", spec)
-    return _ByPatterns("match_paths", compile_rules(rules))
+    return _ByPatterns("match_paths", compile_rules("match_paths", rules))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,15 @@ def is_box(node: Any) -> bool:
     )
 
 
+def unboxed(tree: Any) -> Any:
+    """`tree` with the arrays of its boxes in their place."""
+
+    def one(node: Any) -> Any:
+        return jax.tree.leaves(node)[0] if is_box(node) else node
+
+    return jax.tree.map(one, tree, is_leaf=is_box)
+
+
 def _rebox(node: Any, value: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(node), [value])
 

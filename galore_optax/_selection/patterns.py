@@ -37,7 +37,7 @@ class Patterns(Generic[T]):
         return found[1]
 
     def check_matches(self, paths: Iterable[str]) -> None:
-        """Raises unless each pattern matches some path."""
+        """Raises unless each pattern matches some path, and may decide one."""
         paths = tuple(paths)
         for pattern, _ in self.rules:
             if not any(map(pattern.search, paths)):
@@ -46,11 +46,30 @@ class Patterns(Generic[T]):
                     f" leaf. The leaves are: {listing(paths)}. Correct the pattern, or"
                     " leave it out."
                 )
+        takes_all = [all(map(rule.search, paths)) for rule, _ in self.rules]
+        first = takes_all.index(True) if True in takes_all else len(takes_all)
+        for number in range(first + 1, len(self.rules)):
+            if not takes_all[number]:
+                raise ValueError(
+                    f"{self.name} has the pattern {self.rules[number][0].pattern!r}"
+                    f" after {self.rules[first][0].pattern!r}, which matches every leaf"
+                    " and decides first. Put it ahead of that one."
+                )
 
 
-def compile_rules(rules: Mapping[str, T]) -> tuple[tuple[re.Pattern[str], T], ...]:
+def compile_rules(
+    name: str, rules: Mapping[str, T]
+) -> tuple[tuple[re.Pattern[str], T], ...]:
     """Raises `re.error` where a pattern is no regular expression."""
-    return tuple((re.compile(pattern), value) for pattern, value in rules.items())
+    return tuple((_compiled(name, pattern), value) for pattern, value in rules.items())
+
+
+def _compiled(name: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        message = f"{name} has the pattern {pattern!r}: {error.msg}"
+        raise re.error(message, error.pattern, error.pos) from None
 
 
 def per_leaf(name: str, value: Any, check: Callable[..., Any]) -> Any:
@@ -90,7 +109,7 @@ def _by_path(
         )
     for pattern, value in rules.items():
         check(value, pattern)
-    return Patterns(name, compile_rules(rules))
+    return Patterns(name, compile_rules(name, rules))
 
 
 def listing(paths: tuple[str, ...], most: int = 8) -> str:

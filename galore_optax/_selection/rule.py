@@ -300,6 +300,11 @@ def _nothing_projected(places: dict[str, _Place]) -> str:
             " Where the rank reaches the smaller dimension, projecting saves nothing:"
             f" {_name_reached(reached)}. Give a lower rank."
         )
+    if any("inner_state" in path.split("/") for path in places):
+        return (
+            f"a state of galore was given where params or gradients belong: {shown}."
+            " Look at the order of the arguments."
+        )
     return (
         "galore projects no leaf of this tree, so it would save nothing. The leaves"
         f" are: {shown or 'none'}.{lower} Name axes with weight_dimension_numbers=, or"

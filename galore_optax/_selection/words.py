@@ -31,6 +31,8 @@ _TYPE = _set("type types wpe posemb posembed")
 _TABLE = _set("table tables")
 _LATENTS = _set("latent latents")
 _TOKEN = _set("cls token tokens")
+# A module called nothing else: `tok/weight`, `vocab/weight`.
+_VOCABULARY = _set("tok toks vocab vocabulary words")
 _STATE_SPACE = _set("a_log log_a dt log_dt dt_bias log_step lambda_re lambda_im")
 
 _TABLES = (
@@ -92,7 +94,7 @@ def _role(name: str) -> str | None:
         return "linear"
     if is_norm(name):
         return "norm"
-    if any(map(_is_embedding, found)):
+    if any(map(_is_embedding, found)) or _VOCABULARY.issuperset(found):
         return "embedding"
     return "convolution" if any(map(_is_convolution, found)) else None
 

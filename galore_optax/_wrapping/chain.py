@@ -3,7 +3,7 @@
 
 import optax
 
-from galore_optax._galore import Filter, bind
+from galore_optax._galore import Filter, Projecting, bind
 
 
 def chain(
@@ -43,6 +43,11 @@ def chain(
         raise ValueError(
             f"chain has galore without an inner at places {places}; the second would"
             " project what is projected already. Keep one of them."
+        )
+    if places and any(isinstance(tx, Projecting) for tx in transforms[places[0] + 1 :]):
+        raise ValueError(
+            f"chain has galore at place {places[0]}, and after it one that projects by"
+            " itself: coordinates would be projected again. Keep one of them."
         )
     if not places or places[0] == len(transforms) - 1:
         return optax.with_extra_args_support(optax.chain(*transforms))

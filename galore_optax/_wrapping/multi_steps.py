@@ -47,6 +47,7 @@ class MultiSteps(optax.MultiSteps):
         every_k_schedule: int | Callable[[Any], Any],
         **kwargs: Any,
     ) -> None:
+        _check(opt, type(self).__name__)
         super().__init__(opt, every_k_schedule, **kwargs)
         self._micro_steps = every_k_schedule
 
@@ -109,6 +110,7 @@ class ProjectedMultiSteps:
         every_k_schedule: int | Callable[[Any], Any],
         **kwargs: Any,
     ) -> None:
+        _check(opt, type(self).__name__)
         self._opt = opt
         self._around = lambda tx: optax.MultiSteps(tx, every_k_schedule, **kwargs)
         self._multi = self._around(opt)
@@ -146,6 +148,14 @@ class ProjectedMultiSteps:
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
         return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+
+def _check(opt: Any, name: str) -> None:
+    if not (hasattr(opt, "init") and hasattr(opt, "update")):
+        raise TypeError(
+            f"opt={opt!r} is no optax.GradientTransformation. Write"
+            f" {name}(tx, every_k_schedule=4)."
+        )
 
 
 def _only(now: Any, refresh: When) -> When:

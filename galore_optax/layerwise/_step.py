@@ -110,7 +110,8 @@ def make_step(
     if not isinstance(tx, optax.GradientTransformation):
         raise TypeError(
             f"tx={tx!r} is no optax.GradientTransformation. Pass one, such as"
-            " galore_optax.galore_adamw8bit(1e-2, rank=1024)."
+            " galore_optax.galore_adamw8bit(1e-2, rank=1024). For MultiSteps give"
+            " batches of several micro-batches instead."
         )
     if not isinstance(clip, Clip | None):
         raise TypeError(
@@ -142,6 +143,11 @@ class _Stepper:
     def update(
         self, params: Params, state: Params, batches: Any, **extra_args: Any
     ) -> tuple[Params, Params, Report]:
+        if not isinstance(state, Params):
+            raise TypeError(
+                f"the state is a {type(state).__name__}, and not what the init of this"
+                " step makes, by layers: step.init(params), not tx.init(params)."
+            )
         count = _micro_batches(batches)
         projected = self.clip is not None and self.clip.projected
         if count > 1 and self.clip and not projected:
@@ -151,7 +157,14 @@ class _Stepper:
                 " micro-batch."
             )
         run = self._accumulated if count > 1 or projected else self._fused
-        return run(params, state, batches, extra_args)
+        try:
+            return run(params, state, batches, extra_args)
+        except (IndexError, TypeError, ValueError) as error:
+            error.add_note(
+                "The first axis of every leaf of batches counts micro-batches, here"
+                f" {count}. If these are one batch, give it that axis: x[None]."
+            )
+            raise
 
     def _fused(
         self, params: Params, state: Params, batches: Any, extra_args: dict[str, Any]
