@@ -8,6 +8,7 @@ import jax
 import optax
 from jax.extend import core
 
+from galore_optax._context import within
 from galore_optax._selection.leaves import flatten
 from galore_optax._xla.flow import called, follow
 from galore_optax._xla.order import only_waits
@@ -23,7 +24,8 @@ def refuse_mixing(tx: optax.GradientTransformationExtraArgs, params: Any) -> Non
       ValueError: the first update, or the first entry of the state, that is not.
     """
     shapes = jax.eval_shape(lambda tree: tree, params)
-    state = jax.eval_shape(lambda tree: tx.init(tree), shapes)
+    with within(records=[]):  # asked about: no state to train with
+        state = jax.eval_shape(lambda tree: tx.init(tree), shapes)
 
     def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
         return tx.update(gradients, state, params, refresh=False)

@@ -34,6 +34,10 @@ def memory_of(text: str) -> int:
     """
     if text in CARDS:
         return CARDS[text]
+    if text.strip().isdigit():
+        raise ValueError(
+            f"{text!r} has no unit, and would be bytes. Write {text.strip()}GB."
+        )
     try:
         return parse_size(text)
     except ValueError as error:

@@ -133,7 +133,7 @@ def _plan(found: argparse.Namespace) -> int:
         print(f"wrote {found.png}")
     if budget:
         choices = search(sizes, methods, _settings(setting, found), budget)
-        print(f"\nwhat fits {found.budget}, by estimate, best first:")
+        print(f"\nwhat fits {found.budget}, by estimate, the largest rank first:")
         print(_shown(choices[:_SHOWN]))
         if len(choices) > _SHOWN:
             print(f"and {len(choices) - _SHOWN} more")

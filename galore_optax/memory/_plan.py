@@ -30,6 +30,7 @@ import optax
 
 from galore_optax._asking.record import Recorded, heard
 from galore_optax._asking.yardstick import adam_state
+from galore_optax._context import within
 from galore_optax._selection.leaves import flatten
 from galore_optax._selection.matrices import Matrix
 from galore_optax.backward.renewal import needs_gradients, shares_of
@@ -176,7 +177,8 @@ def exact(
                 "layerwise needs to know the layers, but the model is only a tree of"
                 " shapes. Give a configuration or galore_optax.memory.Sizes."
             )
-        state = jax.eval_shape(make_step(_NO_FUNCTIONS, tx).init, params)
+        with within(records=[]):  # what is to be said of ranks is in the notes
+            state = jax.eval_shape(make_step(_NO_FUNCTIONS, tx).init, params)
     return Exact(params, records, state_bytes(state), adam_state(params))
 
 
