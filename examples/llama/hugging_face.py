@@ -31,8 +31,12 @@ _LAYERS = [
 _OTHERS = [
     ("embed/embedding", "model.embed_tokens.weight", False),
     ("norm/scale", "model.norm.weight", False),
-    ("lm_head/kernel", "lm_head.weight", True),
 ]
+_HEAD = [("lm_head/kernel", "lm_head.weight", True)]
+
+
+def _others(config: Config) -> list[tuple[str, str, bool]]:
+    return _OTHERS if config.tied else _OTHERS + _HEAD
 
 
 def write(folder: Path, params: Any, config: Config) -> None:
@@ -66,7 +70,9 @@ def read(folder: Path, config: Config) -> Any:
 
 def to_tensors(params: Any, config: Config) -> dict[str, np.ndarray]:
     """Tensors by Hugging Face's names."""
-    tensors = {theirs: _turned(_at(params, ours), t) for ours, theirs, t in _OTHERS}
+    tensors = {
+        theirs: _turned(_at(params, ours), t) for ours, theirs, t in _others(config)
+    }
     for ours, theirs, transposed in _LAYERS:
         stacked = np.asarray(_at(params["layers"], ours))
         for layer in range(config.layers):
@@ -77,14 +83,14 @@ def to_tensors(params: Any, config: Config) -> dict[str, np.ndarray]:
 
 def from_tensors(tensors: dict[str, np.ndarray], config: Config) -> Any:
     """The inverse of `to_tensors`."""
-    if "lm_head.weight" not in tensors:  # tied: the head is the embedding
+    if "lm_head.weight" not in tensors:  # it was tied, and will not be
         tensors = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
     expected = {
         "model.embed_tokens.weight": (config.vocab, config.width),
         "lm_head.weight": (config.vocab, config.width),
     }
     params: dict[str, Any] = {"layers": {}}
-    for ours, theirs, transposed in _OTHERS:
+    for ours, theirs, transposed in _others(config):
         value = _turned(_tensor(tensors, theirs, expected.get(theirs)), transposed)
         _put(params, ours, value)
     for ours, theirs, transposed in _LAYERS:
@@ -101,7 +107,10 @@ def _layer_shape(name: str, config: Config) -> tuple[int, ...]:
         return (width,)
     if "down" in name:
         return (width, hidden)
-    return (hidden, width) if "mlp" in name else (width, width)
+    if "mlp" in name:
+        return (hidden, width)
+    keys = name.startswith(("self_attn.k", "self_attn.v"))
+    return (config.key_width if keys else width, width)
 
 
 def _tensor(

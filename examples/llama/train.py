@@ -225,7 +225,9 @@ class Trainer:
         """6 a matrix parameter, 4 a frozen one, and attention's 12 T D a layer."""
         config, params = self.run.config, self.state.params
         count, trained = parameter_count(params), adapters.trained_count(params)
-        matrices = 6 * trained + 4 * (count - trained) - 6 * config.vocab * config.width
+        matrices = 6 * trained + 4 * (count - trained)
+        if not config.tied:  # or the embedding is the head, too
+            matrices -= 6 * config.vocab * config.width
         return matrices + 12 * config.layers * config.width * self.run.tokens
 
     def _diagnose(self, step: int, batch: jax.Array) -> None:
