@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 
+import data
 from model import Config
 
 # Path inside `layers`, name inside `model.layers.N.`; True for transposed kernels.
@@ -39,16 +41,37 @@ def _others(config: Config) -> list[tuple[str, str, bool]]:
     return _OTHERS if config.tied else _OTHERS + _HEAD
 
 
-def write(folder: Path, params: Any, config: Config) -> None:
-    """Writes a folder that `LlamaForCausalLM.from_pretrained` loads, whole or not."""
+def write(
+    folder: Path, params: Any, config: Config, tokenizer: Path | None = None
+) -> None:
+    """Writes a folder that `LlamaForCausalLM.from_pretrained` loads, whole or not.
+
+    With a `tokenizer.json` it is one for `AutoTokenizer`, too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    ends = _write_tokenizer(folder, tokenizer) if tokenizer else {}
     tensors = to_tensors(params, config)
     partial = folder / "model.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     os.replace(partial, folder / "model.safetensors")
     dtype = str(next(iter(tensors.values())).dtype)
-    found = config.to_hugging_face() | {"dtype": dtype}
+    found = config.to_hugging_face() | ends | {"dtype": dtype}
     (folder / "config.json").write_text(json.dumps(found, indent=2))
+
+
+def _write_tokenizer(folder: Path, file: Path) -> dict[str, int]:
+    """Returns what `config.json` says of the end of a text."""
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    found = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    ends = data.end_tokens(tokenizer)
+    if ends:
+        found["eos_token"] = ends[0]
+    (folder / "tokenizer_config.json").write_text(json.dumps(found, indent=2))
+    if not ends:
+        return {}
+    number = tokenizer.token_to_id(ends[0])
+    return {"bos_token_id": number, "eos_token_id": number}
 
 
 def read(folder: Path, config: Config) -> Any:
@@ -155,7 +178,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to write")
     arguments = parser.parse_args()
     params, config = last_params(arguments.run / "checkpoints")
-    write(arguments.folder, params, config)
+    tokenizer = arguments.run / "tokenizer.json"
+    found = tokenizer if tokenizer.is_file() else None
+    write(arguments.folder, params, config, found)
     print(f"wrote {arguments.folder}")
 
 

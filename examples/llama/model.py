@@ -18,6 +18,7 @@ from flax import nnx
 
 from galore_optax.memory import config_path
 
+SIZES = Path(__file__).with_name("sizes")
 # Our field: the key of Hugging Face's config.json.
 KEYS = {
     "vocab": "vocab_size",
@@ -80,10 +81,19 @@ class Config:
         """Of all keys of a token, and of all its values."""
         return self.key_heads * self.head_size
 
+    @property
+    def smallest(self) -> int:
+        """The largest rank that every matrix of a layer can have."""
+        return min(self.width, self.hidden, self.key_width)
+
     @classmethod
     def load(cls, name: str) -> "Config":
-        """By a name in `memory.config_names()`, or the path of a `config.json`."""
-        path = config_path(name)
+        """By a name in `memory.config_names()`, or the path of a `config.json`.
+
+        A file in `sizes` says more than the planner's of the same name.
+        """
+        own = SIZES / f"{name}.json"
+        path = own if own.is_file() else config_path(name)
         found = json.loads(path.read_text())
         found |= _rope(found)
         _refuse_variants(found, path)
