@@ -5,7 +5,7 @@
 
 The text is that of the presidents' messages before 1840. Each method runs at each rate,
 all at the first one before any at the next; a run is stored as soon as it ends, and no
-other is begun after so many minutes. The schedule, batch and steps are the same for all.
+other is begun after so many minutes. Schedule, batch and steps are the same for all.
 Validation loss and a greedy sample are from before the first step and after the last.
 """
 
