@@ -274,12 +274,11 @@ def finetuning_llama(found: Found) -> str:
             f"{run['loss']:.3f}",
             f"{run['trained']:,}",
             f"{run['state_bytes']:,} bytes",
-            f"{run['tokens_per_second']:.0f}",
         )
         for run in found["runs"].values()
     ]
     losses = "validation loss before", "after"
-    head = "", "learning rate", *losses, "trained", "optimizer state", "tokens/s"
+    head = "", "learning rate", *losses, "trained", "optimizer state"
     return table(head, rows)
 
 

@@ -58,16 +58,21 @@ class Start(NamedTuple):
         name = str(self.where)
         return name if name in PACKAGES else str(self.where / "config.json")
 
-    def check(self, text: str) -> None:
-        """Refuses weights that are nowhere, and texts in the tokens of another model.
+    def check(self) -> None:
+        """Refuses weights that are nowhere.
 
         Raises:
           FileNotFoundError: as `check`.
-          ValueError: a packaged corpus, which brings tokens of its own.
         """
-        if self.where is None:
-            return
-        check(self.where)
+        if self.where is not None:
+            check(self.where)
+
+    def check_text(self, text: str) -> None:
+        """Refuses a packaged corpus, which brings tokens of its own.
+
+        Raises:
+          ValueError: there is no text for the model of a known name.
+        """
         if str(self.where) in PACKAGES and not text:
             raise ValueError(
                 f"init_from={self.where} with a packaged corpus, whose tokens are not"

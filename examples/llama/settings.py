@@ -140,7 +140,7 @@ class Settings:
         if self.corpus not in (*CORPORA, "c4"):
             known = ", ".join((*CORPORA, "c4"))
             raise ValueError(f"unknown corpus {self.corpus!r}; known: {known}.")
-        self.start.check(self.text)
+        self.start.check()
         own_text.check(self.text)
         devices, part = self.devices, self.batch // self.accumulation
         if part % devices:

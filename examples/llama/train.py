@@ -56,6 +56,7 @@ class Result:
 
 def open_text(run: Settings) -> Text:
     """The training stream at its start, and the held-out batches."""
+    run.start.check_text(run.text)
     vocab = run.config.vocab
     if run.text or run.corpus != "c4":
         corpus = _own(run) if run.text else data.load(run.corpus, vocab)

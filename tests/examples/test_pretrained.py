@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-trained models by name: the file they come in, the run that starts from them."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.examples import gguf_helpers
-from tests.examples.conftest import sentences
+from tests.examples.conftest import LLAMA, sentences
 from tests.examples.test_model import params_of
 
 import data
@@ -20,6 +21,7 @@ import metrics
 import model
 import pretrained
 import sample
+import settings
 from checkpoints import last_params
 from model import Config
 from settings import Settings
@@ -110,7 +112,7 @@ def test_weights_and_tokens_are_those_of_the_package(
 
 @pytest.mark.parametrize("adapter", ["", "lora"])
 def test_a_run_from_it_is_measured_before_and_goes_on(
-    package: Path, adapter: str
+    package: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
 ) -> None:
     out = package / "run"
     run = Settings(
@@ -128,8 +130,9 @@ def test_a_run_from_it_is_measured_before_and_goes_on(
     steps, losses = metrics.series(result.records, "validation_loss")
     assert steps == [0, 8]
     assert losses[1] < losses[0]
+    monkeypatch.setattr("sys.argv", ["", str(out), str(package / "hf")])
+    hugging_face.main()
     trained, config = last_params(out / "checkpoints")
-    hugging_face.write(package / "hf", trained, config, out / "tokenizer.json")
     request = sample.Request(package / "hf", "the low rank", tokens=5)
     text = sample.sample(request)
     assert text.startswith("the low rank")
@@ -161,7 +164,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"init_from": Path("smolm2-135m"), "text": "x"},
         r"neither a folder .* one of\s+smollm2-135m. Did you mean 'smollm2-135m'",
     ),
-    "tokens of another": ({"init_from": NAME}, "whose tokens are not .* Give text"),
     "adapter": (
         {
             **{"init_from": NAME, "text": __file__, "adapter": "lora"},
@@ -181,6 +183,17 @@ def test_what_is_refused_before_anything_is_fetched(case: str) -> None:
     changes, message = REFUSED[case]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Settings(**changes)
+
+
+def test_the_recipe_needs_text_alone(tmp_path: Path) -> None:
+    recipe = str(LLAMA / "runs" / "smollm2-135m.toml")
+    whole = settings.parse([recipe, "--text", __file__])
+    assert (whole.init_from, whole.config.key_heads) == (NAME, 3)
+    words = ["--optimizer", "adamw", "--options", "weight_decay=0"]
+    lora = settings.parse([recipe, *words, "--adapter", "lora"])
+    assert lora.options == ("weight_decay=0",)
+    with pytest.raises(ValueError, match=r"tokens are not .* Give text: a file or"):
+        Trainer(dataclasses.replace(lora, out=tmp_path))
 
 
 def test_prompts_that_no_answer_has(package: Path) -> None:
