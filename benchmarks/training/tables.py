@@ -261,3 +261,31 @@ def finetuning_pairs(found: Found) -> str:
 def _less_in_hundredths(cell: Found, base: Found) -> tuple[str, str, str]:
     scores = ([100 * x for x in found["dev_metric"]] for found in (cell, base))
     return less(difference(*scores).record(), 2)
+
+
+@of("training/finetuning_llama")
+def finetuning_llama(found: Found) -> str:
+    names = {"adamw": "AdamW", "galore": "GaLore", "lora": "LoRA"}
+    rows = [
+        (
+            names[run["method"]],
+            f"{run['rate']:g}",
+            f"{run['before']:.3f}",
+            f"{run['loss']:.3f}",
+            f"{run['trained']:,}",
+            f"{run['state_bytes']:,} bytes",
+        )
+        for run in found["runs"].values()
+    ]
+    losses = "validation loss before", "after"
+    head = "", "learning rate", *losses, "trained", "optimizer state"
+    return table(head, rows)
+
+
+@of("training/finetuning_llama")
+def finetuning_llama_samples(found: Found) -> str:
+    runs = list(found["runs"].values())
+    texts = {"before": runs[0]["sample_before"]}
+    texts |= {f"{run['method']}, {run['rate']:g}": run["sample"] for run in runs}
+    rows = [(name, " ".join(text.split())) for name, text in texts.items()]
+    return table(("", f'after the prompt "{found["prompt"]}"'), rows)

@@ -134,6 +134,7 @@ def last_params(folder: Path) -> tuple[Any, Config]:
     sizes = {
         field.name: found["settings"][f"model.{field.name}"]
         for field in dataclasses.fields(Config)
+        if f"model.{field.name}" in found["settings"]  # older ones say less
     }
     alpha = found["settings"].get("adapter_alpha", 0.0)
     params = adapters.merged(found["state"]["params"], alpha)

@@ -200,9 +200,14 @@ def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def end_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Those of `ENDS` that a tokenizer knows."""
+    return [end for end in ENDS if tokenizer.token_to_id(end) is not None]
+
+
 def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     """All tokens, in 16 bits if that is enough, each text followed by its end."""
-    ends = [end for end in map(tokenizer.token_to_id, ENDS) if end is not None][:1]
+    ends = [tokenizer.token_to_id(end) for end in end_tokens(tokenizer)][:1]
     encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
     wide = tokenizer.get_vocab_size() > 2**16
     joined = np.concatenate([[*item.ids, *ends] for item in encoded])

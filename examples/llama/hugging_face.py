@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 
+import data
 from model import Config
 
 # Path inside `layers`, name inside `model.layers.N.`; True for transposed kernels.
@@ -31,20 +33,45 @@ _LAYERS = [
 _OTHERS = [
     ("embed/embedding", "model.embed_tokens.weight", False),
     ("norm/scale", "model.norm.weight", False),
-    ("lm_head/kernel", "lm_head.weight", True),
 ]
+_HEAD = [("lm_head/kernel", "lm_head.weight", True)]
 
 
-def write(folder: Path, params: Any, config: Config) -> None:
-    """Writes a folder that `LlamaForCausalLM.from_pretrained` loads, whole or not."""
+def _others(config: Config) -> list[tuple[str, str, bool]]:
+    return _OTHERS if config.tied else _OTHERS + _HEAD
+
+
+def write(
+    folder: Path, params: Any, config: Config, tokenizer: Path | None = None
+) -> None:
+    """Writes a folder that `LlamaForCausalLM.from_pretrained` loads, whole or not.
+
+    With a `tokenizer.json` it is one for `AutoTokenizer`, too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    ends = _write_tokenizer(folder, tokenizer) if tokenizer else {}
     tensors = to_tensors(params, config)
     partial = folder / "model.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     os.replace(partial, folder / "model.safetensors")
     dtype = str(next(iter(tensors.values())).dtype)
-    found = config.to_hugging_face() | {"dtype": dtype}
+    found = config.to_hugging_face() | ends | {"dtype": dtype}
     (folder / "config.json").write_text(json.dumps(found, indent=2))
+
+
+def _write_tokenizer(folder: Path, file: Path) -> dict[str, int]:
+    """Returns what `config.json` says of the end of a text."""
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    found = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    ends = data.end_tokens(tokenizer)
+    if ends:
+        found["eos_token"] = ends[0]
+    (folder / "tokenizer_config.json").write_text(json.dumps(found, indent=2))
+    if not ends:
+        return {}
+    number = tokenizer.token_to_id(ends[0])
+    return {"bos_token_id": number, "eos_token_id": number}
 
 
 def read(folder: Path, config: Config) -> Any:
@@ -66,7 +93,9 @@ def read(folder: Path, config: Config) -> Any:
 
 def to_tensors(params: Any, config: Config) -> dict[str, np.ndarray]:
     """Tensors by Hugging Face's names."""
-    tensors = {theirs: _turned(_at(params, ours), t) for ours, theirs, t in _OTHERS}
+    tensors = {
+        theirs: _turned(_at(params, ours), t) for ours, theirs, t in _others(config)
+    }
     for ours, theirs, transposed in _LAYERS:
         stacked = np.asarray(_at(params["layers"], ours))
         for layer in range(config.layers):
@@ -77,14 +106,14 @@ def to_tensors(params: Any, config: Config) -> dict[str, np.ndarray]:
 
 def from_tensors(tensors: dict[str, np.ndarray], config: Config) -> Any:
     """The inverse of `to_tensors`."""
-    if "lm_head.weight" not in tensors:  # tied: the head is the embedding
+    if "lm_head.weight" not in tensors:  # it was tied, and will not be
         tensors = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
     expected = {
         "model.embed_tokens.weight": (config.vocab, config.width),
         "lm_head.weight": (config.vocab, config.width),
     }
     params: dict[str, Any] = {"layers": {}}
-    for ours, theirs, transposed in _OTHERS:
+    for ours, theirs, transposed in _others(config):
         value = _turned(_tensor(tensors, theirs, expected.get(theirs)), transposed)
         _put(params, ours, value)
     for ours, theirs, transposed in _LAYERS:
@@ -101,7 +130,10 @@ def _layer_shape(name: str, config: Config) -> tuple[int, ...]:
         return (width,)
     if "down" in name:
         return (width, hidden)
-    return (hidden, width) if "mlp" in name else (width, width)
+    if "mlp" in name:
+        return (hidden, width)
+    keys = name.startswith(("self_attn.k", "self_attn.v"))
+    return (config.key_width if keys else width, width)
 
 
 def _tensor(
@@ -146,7 +178,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to write")
     arguments = parser.parse_args()
     params, config = last_params(arguments.run / "checkpoints")
-    write(arguments.folder, params, config)
+    tokenizer = arguments.run / "tokenizer.json"
+    found = tokenizer if tokenizer.is_file() else None
+    write(arguments.folder, params, config, found)
     print(f"wrote {arguments.folder}")
 
 

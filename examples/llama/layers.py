@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The LLaMA as functions before, in and after its layers, for `galore_optax.layerwise`.
 
-The parameters are those of `model.LLaMA`, only grouped:
+The parameters are those of `model.LLaMA`, only grouped; a tied head has its norm only:
 
     {embed, layers, norm, lm_head}  <->  Params(embed, layers, {norm, lm_head})
 """
@@ -19,7 +19,7 @@ from model import LLaMA
 
 
 def group(params: dict[str, Any]) -> layerwise.Params:
-    head = {name: params[name] for name in ("norm", "lm_head")}
+    head = {name: params[name] for name in ("norm", "lm_head") if name in params}
     return layerwise.Params(params["embed"], params["layers"], head)
 
 
@@ -39,11 +39,12 @@ def functions(model: LLaMA) -> layerwise.Model:
 
     Each reads a batch of `with_weights`, without its first axis.
     """
-    last = {"norm": model.norm, "lm_head": model.lm_head}
+    last = {"norm": model.norm} | ({} if model.tied else {"lm_head": model.lm_head})
     structure, _ = layerwise.split(model.embed, model.layers, last)
 
     def head(last: Any, tied: Any, x: jax.Array, batch: Any) -> jax.Array:
-        logits = last["lm_head"](last["norm"](x))  # (B, T, V)
+        project = tied.attend if model.tied else last["lm_head"]
+        logits = project(last["norm"](x))  # (B, T, V)
         return masked_loss(logits, batch["tokens"][:, 1:])[0] * batch["weight"]
 
     return structure.model(

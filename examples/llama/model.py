@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaMA in Flax NNX: RMSNorm, rotary attention, SwiGLU, untied head, scanned layers.
+"""LLaMA in Flax NNX: RMSNorm, rotary attention, SwiGLU, scanned layers.
+
+Queries may share keys and values in groups, and the head may be the embedding.
 
 Letters in shape comments: B batch, T tokens, D width, F hidden width of the MLP, H
-heads, K head size, V vocabulary.
+heads, G heads of keys and values, K head size, V vocabulary.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from flax import nnx
 
 from galore_optax.memory import config_path
 
+SIZES = Path(__file__).with_name("sizes")
 # Our field: the key of Hugging Face's config.json.
 KEYS = {
     "vocab": "vocab_size",
@@ -23,10 +26,20 @@ KEYS = {
     "hidden": "intermediate_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
+    "key_heads": "num_key_value_heads",
     "max_tokens": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
     "rope_base": "rope_theta",
     "init_std": "initializer_range",
+    "tied": "tie_word_embeddings",
+}
+# What this LLaMA is, where others of the same keys differ.
+_FIXED = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_scaling": None,
 }
 
 
@@ -43,41 +56,79 @@ class Config:
     norm_eps: float = 1e-6
     rope_base: float = 10_000.0
     init_std: float = 0.02
+    key_heads: int = 0  # of keys and values; 0: as many as of queries
+    tied: bool = False  # the head's kernel is the embedding
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "key_heads", self.key_heads or self.heads)
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"hidden_size={self.width} must be a multiple of twice"
                 f" num_attention_heads={self.heads}: rotary positions turn pairs."
             )
+        if self.heads % self.key_heads:
+            raise ValueError(
+                f"num_attention_heads={self.heads} must be a multiple of"
+                f" num_key_value_heads={self.key_heads}: groups of queries share keys."
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def key_width(self) -> int:
+        """Of all keys of a token, and of all its values."""
+        return self.key_heads * self.head_size
+
+    @property
+    def smallest(self) -> int:
+        """The largest rank that every matrix of a layer can have."""
+        return min(self.width, self.hidden, self.key_width)
 
     @classmethod
     def load(cls, name: str) -> "Config":
-        """By a name in `memory.config_names()`, or the path of a `config.json`."""
-        path = config_path(name)
+        """By a name in `memory.config_names()`, or the path of a `config.json`.
+
+        A file in `sizes` says more than the planner's of the same name.
+        """
+        own = SIZES / f"{name}.json"
+        path = own if own.is_file() else config_path(name)
         found = json.loads(path.read_text())
-        for key in ("num_key_value_heads", "head_dim", "tie_word_embeddings"):
-            _refuse_variant(found, key, path)
+        found |= _rope(found)
+        _refuse_variants(found, path)
         fields = {field: found[key] for field, key in KEYS.items() if key in found}
         return cls(**fields)
 
     def to_hugging_face(self) -> dict[str, Any]:
         """The contents of a `config.json` for `transformers`."""
-        fixed = json.loads(config_path("demo").read_text())
-        return fixed | {key: getattr(self, field) for field, key in KEYS.items()}
+        found = json.loads(config_path("demo").read_text())
+        found |= {key: getattr(self, field) for field, key in KEYS.items()}
+        if self.key_heads == self.heads:  # said by those alone that have fewer
+            del found[KEYS["key_heads"]]
+        return found
 
 
-def _refuse_variant(found: dict[str, Any], key: str, path: Path) -> None:
-    heads = found["num_attention_heads"]
-    plain = {
-        "num_key_value_heads": heads,
-        "head_dim": found["hidden_size"] // heads,
-        "tie_word_embeddings": False,
-    }
-    if found.get(key, plain[key]) not in (plain[key], None):
+def _rope(found: dict[str, Any]) -> dict[str, Any]:
+    """Rotary positions as keys of their own, which newer `transformers` nest."""
+    nested = found.get("rope_parameters") or {}
+    kind = nested.get("rope_type", "default")
+    scaled = {} if kind == "default" else {"rope_scaling": nested}
+    return {k: v for k, v in nested.items() if k == KEYS["rope_base"]} | scaled
+
+
+def _refuse_variants(found: dict[str, Any], path: Path) -> None:
+    size = found["hidden_size"] // found["num_attention_heads"]
+    for key, known in (_FIXED | {"head_dim": size}).items():
+        if found.get(key, known) not in (known, None):
+            raise ValueError(
+                f"{path}: {key}={found[key]}, but this LLaMA has {key}={known} alone."
+                " Take weights of such a model."
+            )
+    if KEYS["max_tokens"] not in found:
         raise ValueError(
-            f"{path}: {key}={found[key]}, but this LLaMA has as many key as query heads"
-            f" of size width / heads, and a head of its own: {plain[key]} here."
+            f"{path} has no {KEYS['max_tokens']}: it holds what the memory planner"
+            " needs, and no more. Give the config.json that is beside the weights."
         )
 
 
@@ -128,18 +179,20 @@ def _norm(config: Config, numerics: Numerics, rngs: nnx.Rngs) -> nnx.RMSNorm:
 
 
 class Attention(nnx.Module):
-    """Causal multi-head attention with rotary positions."""
+    """Causal attention with rotary positions, H / G queries to a key."""
 
     def __init__(self, config: Config, numerics: Numerics, rngs: nnx.Rngs):
         self.config, self.attention = config, numerics.attention
-        width = config.width
+        width, keys = config.width, config.key_width
         self.q, self.k, self.v, self.o = (
-            _linear(config, numerics, width, width, rngs) for _ in range(4)
+            _linear(config, numerics, width, out, rngs)
+            for out in (width, keys, keys, width)
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        heads = (*x.shape[:2], self.config.heads, -1)
-        q, k, v = (f(x).reshape(heads) for f in (self.q, self.k, self.v))  # (B,T,H,K)
+        heads = (*x.shape[:2], -1, self.config.head_size)
+        q, k, v = (f(x).reshape(heads) for f in (self.q, self.k, self.v))
+        # q (B, T, H, K), k and v (B, T, G, K)
         q, k = (rotate(y, self.config.rope_base) for y in (q, k))
         mixed = jax.nn.dot_product_attention(
             q, k, v, is_causal=True, implementation=self.attention
@@ -199,7 +252,7 @@ class LLaMA(nnx.Module):
         def stack(rngs: nnx.Rngs) -> Block:
             return Block(config, numerics, rngs)
 
-        self.numerics = numerics
+        self.numerics, self.tied = numerics, config.tied
         self.embed = nnx.Embed(
             config.vocab,
             config.width,
@@ -210,7 +263,8 @@ class LLaMA(nnx.Module):
         )
         self.layers = stack(rngs)
         self.norm = _norm(config, numerics, rngs)
-        self.lm_head = _linear(config, numerics, config.width, config.vocab, rngs)
+        if not config.tied:
+            self.lm_head = _linear(config, numerics, config.width, config.vocab, rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         def apply(block: Block, x: jax.Array) -> jax.Array:
@@ -219,7 +273,8 @@ class LLaMA(nnx.Module):
         body = nnx.remat(apply) if self.numerics.remat else apply
         run = nnx.scan(body, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
         x = run(self.layers, self.embed(tokens))  # (B, T, D)
-        return self.lm_head(self.norm(x))  # (B, T, V)
+        head = self.embed.attend if self.tied else self.lm_head
+        return head(self.norm(x))  # (B, T, V)
 
 
 def parameter_count(params: Any) -> int:

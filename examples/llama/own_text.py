@@ -26,6 +26,16 @@ class Size(NamedTuple):
     batch: int
 
 
+def check(pattern: str) -> None:
+    """Refuses a pattern that names no file; none is asked for by an empty one.
+
+    Raises:
+      OSError: as `paths`.
+    """
+    if pattern:
+        paths(pattern)
+
+
 def paths(pattern: str) -> list[Path]:
     """The files that `pattern` names, in order.
 

@@ -27,6 +27,7 @@ from adapted import AdaptedProgram, Adapter
 from corpora import CORPORA
 from model import Config, Numerics
 from never_formed import NeverFormedProgram
+from pretrained import Start
 from steps import LayerProgram, Program, make_mesh
 
 
@@ -34,8 +35,8 @@ from steps import LayerProgram, Program, make_mesh
 class Settings:
     """A training run. The first argument may be a TOML file with any of these."""
 
-    model: str = "demo"
-    """9m to 13b or demo, or the path of a config.json."""
+    model: str = ""
+    """9m to 13b, demo or the path of a config.json. "": init_from's, or else demo."""
     corpus: str = "prose"
     """prose, core or c4."""
     text: str = ""
@@ -113,7 +114,7 @@ class Settings:
     out: Path = Path("out/run")
     """Folder of metrics, plot and checkpoints. A run found there is resumed."""
     init_from: Path | None = None
-    """Folder of a Hugging Face LLaMA to start from."""
+    """Folder of a Hugging Face LLaMA to start from; or smollm2-135m, to be fetched."""
     tensorboard: bool = False
     peak_flops: float = 0.0
     """Of all devices, per second, to report the share in use; 0 takes that of known
@@ -139,8 +140,8 @@ class Settings:
         if self.corpus not in (*CORPORA, "c4"):
             known = ", ".join((*CORPORA, "c4"))
             raise ValueError(f"unknown corpus {self.corpus!r}; known: {known}.")
-        if self.text:
-            own_text.paths(self.text)
+        self.start.check()
+        own_text.check(self.text)
         devices, part = self.devices, self.batch // self.accumulation
         if part % devices:
             raise ValueError(
@@ -150,7 +151,7 @@ class Settings:
         if self.tokens > self.config.max_tokens:
             raise ValueError(
                 f"tokens={self.tokens} is more than the {self.config.max_tokens} that"
-                f" model {self.model!r} is made for."
+                f" model {self.start.sizes!r} is made for."
             )
         attention.check(self.attention, self.compute_dtype)
         self._check_gradients()
@@ -204,11 +205,11 @@ class Settings:
 
     def _check_adapter(self) -> None:
         name = f"adapter={self.adapter}"
-        smaller = min(self.config.width, self.config.hidden)
+        smaller = self.config.smallest
         if self.low_rank and self.adapter_rank > smaller:
             raise ValueError(
                 f"adapter_rank={self.adapter_rank} is more than the {smaller} that a"
-                f" matrix of model {self.model!r} can have."
+                f" matrix of model {self.start.sizes!r} can have. Give less."
             )
         if self.adapter and self.layerwise:
             raise ValueError(
@@ -274,8 +275,12 @@ class Settings:
         return self.gradients == "never"
 
     @property
+    def start(self) -> Start:
+        return Start(self.model, self.init_from)
+
+    @property
     def config(self) -> Config:
-        return Config.load(self.model)
+        return Config.load(self.start.sizes)
 
     @property
     def axes(self) -> dict[str, int]:
@@ -328,8 +333,8 @@ class Settings:
         return Program(*parts)
 
     def _numerics(self) -> Numerics:
-        head = self.config.width // self.config.heads
-        kernel = attention.implementation(self.attention, self.compute_dtype, head)
+        head, compute = self.config.head_size, self.compute_dtype
+        kernel = attention.implementation(self.attention, compute, head)
         return Numerics(self.compute_dtype, self.params_dtype, self.remat, kernel)
 
     def _clip(self) -> Clip | None:
@@ -340,11 +345,11 @@ class Settings:
 
 
 # What may differ between a run and its resumption: kernels and coordinates differ in
-# last bits alone, however they are made.
+# last bits alone, however made; of a model the sizes are compared.
 FREE = {
     *("out", "keep", "checkpoint_every", "log_every", "tensorboard", "peak_flops"),
     *("diagnose_every", "eval_every", "eval_batches", "init_from", "c4_files"),
-    *("attention", "gradients"),
+    *("attention", "gradients", "model"),
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import adapters
@@ -22,6 +23,7 @@ import data
 import hugging_face
 import metrics
 import own_text
+import pretrained
 from checkpoints import Checkpoints, SaveError
 from model import parameter_count
 from peaks import peak_flops
@@ -35,6 +37,7 @@ class Text:
 
     train: data.Stream
     held_out: list[np.ndarray]  # batches (B, T + 1)
+    tokenizer: Tokenizer | None = None  # what an export needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +56,15 @@ class Result:
 
 def open_text(run: Settings) -> Text:
     """The training stream at its start, and the held-out batches."""
+    run.start.check_text(run.text)
     vocab = run.config.vocab
     if run.text or run.corpus != "c4":
         corpus = _own(run) if run.text else data.load(run.corpus, vocab)
         held_out = corpus.validation_batches(
             run.tokens, run.batch, run.eval_batches or None
         )
-        return Text(corpus.batches(run.tokens, run.batch, run.seed), list(held_out))
+        train = corpus.batches(run.tokens, run.batch, run.seed)
+        return Text(train, list(held_out), corpus.tokenizer)
     tokenizer = c4.tokenizer(run.tokenizer)
     shape = tokenizer, vocab, run.tokens, run.batch, run.pack
     train = c4.Documents(c4.documents("train", run.c4_files), *shape)
@@ -71,7 +76,7 @@ def open_text(run: Settings) -> Text:
 def _own(run: Settings) -> data.Corpus:
     files = [Path(run.tokenizer)]
     if run.init_from:
-        files.append(run.init_from / "tokenizer.json")
+        files.append(pretrained.folder(run.init_from) / "tokenizer.json")
     tokenizer = next((path for path in files if path.is_file()), None)
     size = own_text.Size(run.config.vocab, run.tokens, run.batch)
     return own_text.load(run.text, size, tokenizer)
@@ -126,6 +131,8 @@ class Trainer:
         self.state = self._initial_state()
         self.first = int(self.state.step)
         self.log = metrics.Log(run.out, self.first, run.tensorboard)
+        if self.text.tokenizer:
+            self.text.tokenizer.save(str(run.out / "tokenizer.json"))
         self.update, self.loss = self.program.compiled(self.state)
         self.diagnose = jax.jit(self.program.diagnose)
         self.held_out = [
@@ -136,7 +143,8 @@ class Trainer:
     def _initial_state(self) -> State:
         run = self.run
         if run.init_from:
-            params = self.program.place(hugging_face.read(run.init_from, run.config))
+            folder = pretrained.folder(run.init_from)
+            params = self.program.place(hugging_face.read(folder, run.config))
         else:
             params = self.program.init_params(run.seed)
         state = self.program.init(params)
@@ -165,6 +173,8 @@ class Trainer:
             self.checkpoints.close()
 
     def _steps(self) -> None:
+        if self.run.init_from and not self.first:
+            self._evaluate(0)
         interval = Interval(compiles=True)
         for step in self._bar():
             batch = self.program.put(next(self.text.train))
@@ -225,7 +235,9 @@ class Trainer:
         """6 a matrix parameter, 4 a frozen one, and attention's 12 T D a layer."""
         config, params = self.run.config, self.state.params
         count, trained = parameter_count(params), adapters.trained_count(params)
-        matrices = 6 * trained + 4 * (count - trained) - 6 * config.vocab * config.width
+        matrices = 6 * trained + 4 * (count - trained)
+        if not config.tied:  # or the embedding is the head, too
+            matrices -= 6 * config.vocab * config.width
         return matrices + 12 * config.layers * config.width * self.run.tokens
 
     def _diagnose(self, step: int, batch: jax.Array) -> None:
@@ -248,7 +260,7 @@ class Trainer:
         records = self.log.records
         if records:
             metrics.plot(
-                {self.name: records}, self.run.out / "loss.png", self.run.model
+                {self.name: records}, self.run.out / "loss.png", self.run.start.sizes
             )
         if any("projection/energy" in record for record in records):
             metrics.plot_energy(records, self.run.out / "energy.png", self.name)
@@ -278,8 +290,10 @@ def main() -> None:
     print(f"{count:,} parameters, {trained:,} of them trained,", end=" ")
     print(f"{result.state_bytes:,} bytes of optimizer state,", end=" ")
     print(f"{result.tokens_per_second:,.0f} tokens/s")
-    if metrics.series(result.records, "perplexity")[1]:
-        print(f"validation perplexity {result.perplexity:.2f}")
+    steps, perplexities = metrics.series(result.records, "perplexity")
+    if perplexities:
+        before = f", before training {perplexities[0]:.2f}" if steps[0] == 0 else ""
+        print(f"validation perplexity {result.perplexity:.2f}{before}")
     print(f"metrics, plot and checkpoints: {run.out}")
 
 

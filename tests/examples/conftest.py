@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "max_position_embeddings": 32,
+    }
+    (folder / "tiny.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grouped(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same beside a model of grouped queries and a tied head."""
+    folder = tmp_path_factory.mktemp("grouped")
+    shutil.copytree(files, folder, dirs_exist_ok=True)
+    config = json.loads((files / "tiny.json").read_text()) | {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
     }
     (folder / "tiny.json").write_text(json.dumps(config))
     return folder

@@ -13,6 +13,7 @@ from model import Config, Numerics
 from steps import Program
 
 CONFIG = Config(vocab=50, width=32, hidden=48, layers=2, heads=2, max_tokens=16)
+GROUPED = Config(50, 32, 48, 2, heads=4, max_tokens=16, key_heads=2, tied=True)
 BATCH = np.random.default_rng(0).integers(1, 50, (2, 9))
 
 # In f32 some hundred terms are added up in two orders. Of bf16's eight bits each way
@@ -22,15 +23,19 @@ F32, BF16 = 1e-5, 4 * 2**-8
 
 
 @pytest.mark.parametrize(
-    ("compute", "remat", "tolerance"),
-    [("float32", True, F32), ("bfloat16", False, BF16)],
+    ("config", "compute", "remat", "tolerance"),
+    [
+        (CONFIG, "float32", True, F32),
+        (CONFIG, "bfloat16", False, BF16),
+        (GROUPED, "float32", False, F32),
+    ],
 )
 def test_no_gradient_of_llama_is_formed(
-    compute: str, remat: bool, tolerance: float
+    config: Config, compute: str, remat: bool, tolerance: float
 ) -> None:
     numerics = Numerics(compute=compute, remat=remat)
     tx = galore_optax.galore(optax.sgd(1.0), rank=4)
-    program = Program(CONFIG, numerics, tx, 1, None)
+    program = Program(config, numerics, tx, 1, None)
     weights = program.init_params(0)
     pair = both(lambda p, batch: program.loss(p, batch)[0], tx, False)
     found, expected = jax.jit(pair)(weights, state_of(tx, weights), BATCH)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of a tiny model: steps, evaluation, resumption, devices, failures."""
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -76,6 +77,16 @@ def test_accumulation_changes_nothing_but_rounding(files: Path, tmp_path: Path) 
 def test_layerwise_is_the_same_step(
     files: Path, tmp_path: Path, accumulation: int
 ) -> None:
+    assert_layerwise_is_the_same(tiny(files, tmp_path), accumulation)
+
+
+def test_layerwise_is_the_same_step_of_a_tied_model(
+    grouped: Path, tmp_path: Path
+) -> None:
+    assert_layerwise_is_the_same(tiny(grouped, tmp_path), 1)
+
+
+def assert_layerwise_is_the_same(base: Settings, accumulation: int) -> None:
     parts = batch(8)
     parts[2, 5:] = PAD
     rate = 1e-3
@@ -84,7 +95,8 @@ def test_layerwise_is_the_same_step(
     for layerwise in (False, True):
         clips = {"clip": 0.01, "clip_projected": layerwise and accumulation > 1}
         shape: Any = options | clips | {"accumulation": accumulation}
-        program = tiny(files, tmp_path, layerwise=layerwise, **shape).program()
+        run = dataclasses.replace(base, layerwise=layerwise, **shape)
+        program = run.program()
         state = program.init(program.init_params(0))
         for _ in range(2):  # the first has a learning rate of zero
             state, metrics = jax.jit(program.update)(state, program.put(parts))
