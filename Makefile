@@ -5,11 +5,12 @@
 #   make test-slow   the long ones, and those that compare with other libraries
 #   make compat      the tests on every supported pair of Python and JAX
 #   make docs        the site of all pages, in out/docs
+#   make notebook    runs examples/quickstart.ipynb, and stores what it shows
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow compat compat-quick docs lint format bench bench-quick bench-compiler bench-gpu clean
+.PHONY: demo test test-slow compat compat-quick docs notebook lint format bench bench-quick bench-compiler bench-gpu clean
 
 demo: .venv/examples
 	$(BIN)/python examples/llama/demo.py $(ARGS)
@@ -38,6 +39,10 @@ compat-quick:
 docs: .venv/docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/docs
 	@echo "open out/docs/index.html"
+
+# What the notebook shows, again.
+notebook: .venv/notebook
+	$(BIN)/jupyter execute --inplace --kernel_name=python3 examples/quickstart.ipynb
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

@@ -3,9 +3,11 @@
 
 import email
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "galore_optax"
+BESIDE = {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"}
 
 # Nothing of the tests' environment is on the path but what the package depends on.
 FROM_SOURCE = f"""
@@ -58,6 +61,28 @@ def test_a_source_tree_that_is_not_installed_can_be_imported(tmp_path: Path) -> 
     assert printed.split() == ["0.0.0+source"]
 
 
+def version() -> str:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_the_release_is_dated_and_cited_alike() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    latest, date = re.findall(r"^## (\S+), (\d{4}-\d\d-\d\d)$", changes, re.MULTILINE)[
+        0
+    ]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert latest == version()
+    assert f"\nversion: {latest}\ndate-released: {date}\n" in citation
+
+
+def test_the_tested_versions_are_those_that_are_tested() -> None:
+    pairs = re.search(r"PAIRS:-(.*)\}", (ROOT / ".ci" / "compat").read_text())
+    assert pairs is not None
+    page = (ROOT / "docs" / "versions.md").read_text()
+    told = re.findall(r"^\| (3\.\d+) \| (0\.\d+) \|", page, re.MULTILINE)
+    assert [f"{python}:{jax}" for python, jax in told] == pairs[1].split()
+
+
 def files_of_the_package() -> set[str]:
     return {
         str(path.relative_to(ROOT))
@@ -89,7 +114,7 @@ def test_wheel_and_sdist_hold_every_file(built: dict[str, Path]) -> None:
     assert fields["License-Expression"] == "Apache-2.0"
     with tarfile.open(built["sdist"]) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
-    assert files_of_the_package() | {"README.md", "LICENSE", "CHANGELOG.md"} <= inside
+    assert files_of_the_package() | BESIDE <= inside
 
 
 @pytest.mark.slow
@@ -104,4 +129,4 @@ def test_installs_into_an_empty_environment(
     run(python, *install, str(built[kind]), cwd=tmp_path)
     printed = run(python, "-c", SMOKE.format(prefix=str(folder)), cwd=tmp_path)
     assert "dense/kernel" in printed
-    assert printed.split()[-1] != "0.0.0+source"
+    assert printed.split()[-1] == version()

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of the benchmarks of speed."""
+"""The pictures of the benchmarks of speed.
+
+python -m benchmarks.speed.curves    # again, from the records alone
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from benchmarks.lib import pictures
+from benchmarks.lib import pictures, records
 from benchmarks.lib.subjects import ADAMW, OURS, THEIRS
 
 COLOURS = {
@@ -23,8 +26,16 @@ AXES = {
 }
 
 
+CAPTION = (
+    "A step of the optimizer alone, without a refresh; forward and backward pass take"
+    " as long with each. Floor: the FLOPs of the projections at the rate that products"
+    " reach on this machine, and every array moved once at the speed of a copy. AdamW's"
+    " has no projections."
+)
+
+
 def draw_cost(rows: Sequence[dict[str, Any]], name: str) -> None:
-    """Seconds of a step beside its floor above, their ratio below; one curve a column.
+    """A step as a multiple of AdamW's above, of its own floor below; a curve a column.
 
     Args:
       rows: of `floor.py`.
@@ -35,27 +46,35 @@ def draw_cost(rows: Sequence[dict[str, Any]], name: str) -> None:
     picture = pictures.figure(3.4 * len(shown) + 1, 6.4)
     grid = picture.subplots(2, len(shown), sharex="col", sharey="row", squeeze=False)
     for column, (curve, chosen) in enumerate(shown.items()):
-        _seconds(pictures.plain(grid[0][column]), chosen)
+        _multiples(pictures.plain(grid[0][column]), chosen)
         _ratios(pictures.plain(grid[1][column]), chosen)
         grid[1][column].set_xlabel(AXES[curve])
     most = max(ratio for row in rows for ratio in row["ratio"].values())
     grid[1][0].set_ylim(0, 1.1 * most)  # shared
-    grid[0][0].set_ylabel("one steady step (ms)")
-    grid[1][0].set_ylabel("measured / floor")
+    grid[0][0].set_ylabel("a step of the optimizer,\nin steps of optax.adamw")
+    grid[1][0].set_ylabel("a step / its floor")
+    for row, told in ((0, "optax.adamw"), (1, "the floor")):
+        _line_at_one(grid[row], told)
     handles, labels = grid[0][0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
-    pictures.save(picture, name)
+    pictures.save(picture, name, CAPTION)
 
 
-def _seconds(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+def _multiples(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Of the seconds of `optax.adamw`."""
     places = [row["x"] for row in rows]
-    for kind, style, label in (("seconds", "o-", "{}"), ("floor", ":", "floor of {}")):
-        for name in rows[0][kind]:
-            times = [1e3 * row[kind][name] for row in rows]
-            told = {"color": COLOURS[name], "label": label.format(name)}
-            axes.plot(places, times, style, **told, markersize=4)
+
+    def plot(kind: str, name: str, style: str, label: str) -> None:
+        times = [row[kind][name] / row["seconds"][ADAMW] for row in rows]
+        told = {"color": COLOURS[name], "label": label, "markersize": 4}
+        axes.plot(places, times, style, **told)
+
+    for name in (THEIRS, OURS):
+        plot("seconds", name, "o-", name)
+    plot("floor", OURS, ":", f"floor of {OURS}")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(places, [str(place) for place in places])
 
 
@@ -64,7 +83,20 @@ def _ratios(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     for name in rows[0]["ratio"]:
         ratios = [row["ratio"][name] for row in rows]
         axes.plot(places, ratios, "o-", color=COLOURS[name], markersize=4)
-    axes.axhline(1, color="black", linewidth=0.8)
+        axes.annotate(
+            name, (places[0], ratios[0]), (0, 14), textcoords="offset points",
+            fontsize=8, color=COLOURS[name],
+        )  # fmt: skip
+
+
+def _line_at_one(row: Sequence[Axes], told: str) -> None:
+    """Named in the first column."""
+    for axes in row:
+        axes.axhline(1, color="black", linewidth=0.8)
+    row[0].annotate(
+        told, (1, 1), (0, -11), xycoords=row[0].get_yaxis_transform(),
+        textcoords="offset points", ha="right", fontsize=8,
+    )  # fmt: skip
 
 
 def draw_trace(found: dict[str, Any], name: str) -> None:
@@ -86,3 +118,7 @@ def draw_trace(found: dict[str, Any], name: str) -> None:
     axes.set_ylabel("one step (ms)")
     axes.legend(frameon=False)
     pictures.save(picture, name)
+
+
+if __name__ == "__main__":
+    draw_cost(records.load("speed/floor")["points"], "step_cost")

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.ticker import MultipleLocator, NullLocator
 
 from benchmarks.lib import pictures, records
 from benchmarks.lib.pictures import BLUE, GREY, ORANGE
 
 FAR = 0.1  # nats above the best
+# Whose names would lie on those of their neighbours.
+_BELOW = ("Adafactor", "LoRA", "AdamW, no clipping")
+_LEFT = ("AdamW",)
 
 
 def ablations(found: dict[str, Any]) -> None:
@@ -130,16 +134,32 @@ def pretraining(found: dict[str, Any], model: str) -> None:
 
 
 def _cost(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
-    """Perplexity over memory: a dot a seed, a line from least to most."""
+    """Perplexity over memory: a dot a seed, a line from least to most, a name above."""
     taken: list[float] = []
     for name, row in rows.items():
         memory, values = row["bf16_bytes"]["total"] / 1e6, row["perplexities"]
-        place = memory * (1 + 0.008 * taken.count(memory))  # equal ones side by side
+        beside = taken.count(memory)
+        place = memory * (1 + 0.008 * beside)  # equal ones side by side
         taken.append(memory)
         axes.plot([place] * len(values), values, "o-", color=colours[name], ms=4)
+        _name(axes, name, (place, values), colours[name])
+    axes.margins(x=0.13, y=0.1)
+    axes.annotate(
+        "lower left\nis better", (0.02, 0.02), xycoords="axes fraction",
+        fontsize=8.5, style="italic", color=GREY,
+    )  # fmt: skip
     axes.set_xlabel("weights and optimizer state, two bytes an entry (MB)")
     axes.set_ylabel("validation perplexity")
     axes.set_title("At the best learning rate: dots are seeds", fontsize=10)
+
+
+def _name(axes: Axes, name: str, at: tuple[float, Any], colour: Any) -> None:
+    (place, values), below = at, name in _BELOW
+    axes.annotate(
+        name, (place, min(values) if below else max(values)), (0, -6 if below else 6),
+        textcoords="offset points", ha="right" if name in _LEFT else "center",
+        va="top" if below else "bottom", fontsize=8, color=colour,
+    )  # fmt: skip
 
 
 def _rates(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
@@ -152,8 +172,9 @@ def _rates(axes: Axes, rows: dict[str, Any], colours: dict[str, Any]) -> None:
         axes.plot(rates, values, "o-", color=colours[name], label=name, ms=4)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")  # one that diverges would flatten the others
+    axes.yaxis.set_major_locator(MultipleLocator(2))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     ticks = sorted({rate for line in axes.lines for rate in line.get_xdata()})
     axes.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks], rotation=45)
     axes.set_xlabel("learning rate of the layers' matrices")

@@ -80,7 +80,8 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
       a `Description`; `print` it for a table, iterate over it for the leaves.
 
     Raises:
-      TypeError: `tx` is no transformation, as where the two are swapped.
+      TypeError: `tx` is no transformation, as where the two are swapped; a leaf of
+        `params` is no array, such as a function in an unfiltered Equinox model.
       ValueError: `tx` contains no `galore`, or cannot be initialised with `params`.
 
     Example:

@@ -9,7 +9,7 @@ import optax
 from galore_optax._config import Config
 from galore_optax._context import current, within
 from galore_optax._inner.params_use import ParamsUse
-from galore_optax._selection.leaves import is_masked
+from galore_optax._selection.leaves import check_arrays, is_masked
 from galore_optax._selection.matrices import Plan
 from galore_optax._state import GaLoreState
 
@@ -60,6 +60,7 @@ def plans_of(
     """What every `galore` inside `tx` projects, and the abstract state of `tx`.
 
     Raises:
+      TypeError: a leaf of `params` is no array.
       ValueError: there is none.
     """
     records, state = heard(tx, params)
@@ -75,6 +76,7 @@ def heard(
     tx: optax.GradientTransformation, params: Any
 ) -> tuple[tuple[Recorded, ...], Any]:
     """As `plans_of`, but there may be none."""
+    check_arrays(params)  # JAX would refuse them without a remedy
     records: list[Recorded] = []
     with within(records=records):
         # A new function each time: JAX would remember the shapes, and trace no more.

@@ -128,6 +128,17 @@ def _array(path: str, node: Any) -> Any:
     return array
 
 
+def check_arrays(tree: Any) -> None:
+    """Refuses a tree with a leaf that is no array, by its path, as `init` does.
+
+    Raises:
+      TypeError: there is one, such as a function in an Equinox model.
+    """
+    flat = flatten(tree)
+    for path, node in zip(flat.paths, flat.nodes, strict=True):
+        _array(path, node)
+
+
 def flatten(tree: Any) -> Flat:
     """Takes `tree` apart; `None` and `optax.MaskedNode` are no leaves."""
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
