@@ -70,9 +70,9 @@ def convert_state(
 
     Raises:
       ValueError: `state` is none that `old` makes of `params`, as that of `layerwise`,
-        which has a `convert_state` of its own;
-        a leaf is projected by one of the two alone, or on another side; one optimizer
-        holds what the other does not. The leaf or the array is named.
+        which has a `convert_state` of its own; a leaf is projected by one of the two
+        alone, or on another side; one optimizer holds what the other does not. The leaf
+        or the array is named.
 
     Example:
       >>> import galore_optax, jax.numpy as jnp
