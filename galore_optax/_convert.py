@@ -69,9 +69,10 @@ def convert_state(
       It may share arrays with `state`: donate only one of them.
 
     Raises:
-      ValueError: `state` is none that `old` makes of `params`, as that of `layerwise`;
-        a leaf is projected by one of the two alone, or on another side; one optimizer
-        holds what the other does not. The leaf or the array is named.
+      ValueError: `state` is none that `old` makes of `params`, as that of `layerwise`,
+        which has a `convert_state` of its own; a leaf is projected by one of the two
+        alone, or on another side; one optimizer holds what the other does not. The leaf
+        or the array is named.
 
     Example:
       >>> import galore_optax, jax.numpy as jnp

@@ -74,8 +74,9 @@ def state_shardings(
 
     Example:
       >>> import galore_optax, jax, jax.numpy as jnp, optax
-      >>> from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec as P
-      >>> mesh = AbstractMesh((16,), ("fsdp",))
+      >>> from jax.sharding import AbstractMesh, AxisType, NamedSharding
+      >>> from jax.sharding import PartitionSpec as P
+      >>> mesh = AbstractMesh((16,), ("fsdp",), axis_types=(AxisType.Auto,))
       >>> params = {"up": {"kernel": jax.ShapeDtypeStruct(
       ...     (256, 1024), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp")))}}
       >>> tx = galore_optax.galore(optax.adam(1e-3), rank=32)

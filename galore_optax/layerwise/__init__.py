@@ -12,6 +12,7 @@ from galore_optax.layerwise._clip import clip_by_global_norm as clip_by_global_n
 from galore_optax.layerwise._clip import (
     clip_by_projected_norm as clip_by_projected_norm,
 )
+from galore_optax.layerwise._convert import convert_state as convert_state
 from galore_optax.layerwise._modules import Structure as Structure
 from galore_optax.layerwise._modules import split as split
 from galore_optax.layerwise._parts import Params as Params
