@@ -41,6 +41,18 @@ class Log:
             self._board.close()
 
 
+class Unwritten:
+    """The log of a process that leaves writing to another."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def write(self, step: int, **values: Any) -> None:
+        self.records.append({"step": step, **values})
+
+    def close(self) -> None: ...
+
+
 def read(path: Path) -> list[Record]:
     """The records of a file, without a last line that was cut off."""
     if not path.exists():

@@ -27,6 +27,20 @@ import adapters
 PRUNED = 0.9  # share of a moment's entries that a restart sets to zero
 
 
+def check(optimizer: str, warmup: int, reset: int, steps: int) -> None:
+    """Refuses what a restart cannot do."""
+    if optimizer not in ("adam", "adamw"):
+        raise ValueError(
+            f"adapter=relora with optimizer={optimizer}: a restart prunes the moments"
+            " of Adam. Take adam or adamw."
+        )
+    if not 1 <= warmup < reset < steps:
+        raise ValueError(
+            f"adapter_warmup={warmup}, adapter_reset={reset}, steps={steps} must grow"
+            " in this order."
+        )
+
+
 def jagged(schedule: optax.Schedule, reset: int, warmup: int) -> optax.Schedule:
     """`schedule`, but linearly up from zero in the `warmup` steps after each reset."""
 

@@ -2,6 +2,7 @@
 """Everything that defines a run: defaults, then a TOML file, then the command line."""
 
 import dataclasses
+import math
 import sys
 import tomllib
 from difflib import get_close_matches
@@ -22,13 +23,14 @@ import adapters
 import attention
 import optimizers
 import own_text
+import processes
 import relora
 from adapted import AdaptedProgram, Adapter
 from corpora import CORPORA
 from model import Config, Numerics
 from never_formed import NeverFormedProgram
 from pretrained import Start
-from steps import LayerProgram, Program, make_mesh
+from steps import LayerProgram, Program, checked_axes, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,15 @@ class Settings:
     """formed; or never, for optimizers with galore_ before their name: what a matrix's
     gradient is made of is projected instead."""
     mesh: tuple[str, ...] = ()
-    """Devices by axis, as in: data=2 fsdp=4. fsdp also splits the parameters."""
+    """Devices by axis, as in: data=2 fsdp=4 tensor=2. Batches are split over data and
+    fsdp, parameters over fsdp and tensor."""
+    processes: int = 1
+    """Programs that train together, each started by this command with its own number
+    (process), all with the same folder (out) and one mesh of all their devices."""
+    process: int = 0
+    """Which of the processes this is, from 0; that one writes metrics and pictures."""
+    coordinator: str = ""
+    """HOST:PORT on which process 0 listens to the others."""
 
     seed: int = 0
     eval_every: int = 50
@@ -129,7 +139,8 @@ class Settings:
     reference does."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulation", "tokens", "keep", "log_every"):
+        sizes = "steps", "batch", "accumulation", "tokens", "keep", "log_every"
+        for name in (*sizes, "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.batch % self.accumulation:
@@ -142,7 +153,7 @@ class Settings:
             raise ValueError(f"unknown corpus {self.corpus!r}; known: {known}.")
         self.start.check()
         own_text.check(self.text)
-        devices, part = self.devices, self.batch // self.accumulation
+        devices, part = self.batch_devices, self.batch // self.accumulation
         if part % devices:
             raise ValueError(
                 f"batch={self.batch} in {self.accumulation} parts leaves {part}"
@@ -154,6 +165,7 @@ class Settings:
                 f" model {self.start.sizes!r} is made for."
             )
         attention.check(self.attention, self.compute_dtype)
+        processes.check(self.processes, self.process, self.coordinator, self.axes)
         self._check_gradients()
         self._check_layerwise()
         self._check_adapter()
@@ -222,19 +234,8 @@ class Settings:
                 f" Take {self.optimizer.removeprefix('galore_')!r}."
             )
         if self.adapter == "relora":
-            self._check_relora()
-
-    def _check_relora(self) -> None:
-        if self.optimizer not in ("adam", "adamw"):
-            raise ValueError(
-                f"adapter=relora with optimizer={self.optimizer}: a restart prunes the"
-                " moments of Adam. Take adam or adamw."
-            )
-        if not 1 <= self.adapter_warmup < self.adapter_reset < self.steps:
-            raise ValueError(
-                f"adapter_warmup={self.adapter_warmup}, adapter_reset="
-                f"{self.adapter_reset}, steps={self.steps} must grow in this order."
-            )
+            periods = self.adapter_warmup, self.adapter_reset, self.steps
+            relora.check(self.optimizer, *periods)
 
     def _check_diagnosed(self) -> None:
         if not self.diagnose_every:
@@ -285,14 +286,15 @@ class Settings:
     @property
     def axes(self) -> dict[str, int]:
         """Devices by mesh axis."""
-        pairs = memory.parse_options(self.mesh)
-        for name, size in pairs.items():
-            if name not in ("data", "fsdp") or not isinstance(size, int) or size < 1:
-                raise ValueError(f"mesh: {name}={size}; write data=N, fsdp=N or both.")
-        return pairs
+        return checked_axes(memory.parse_options(self.mesh))
 
     @property
     def devices(self) -> int:
+        return math.prod(self.axes.values())
+
+    @property
+    def batch_devices(self) -> int:
+        """Over how many a batch is split."""
         return self.axes.get("data", 1) * self.axes.get("fsdp", 1)
 
     def schedule(self) -> optax.Schedule:
@@ -344,12 +346,14 @@ class Settings:
         return by(self.clip)
 
 
-# What may differ between a run and its resumption: kernels and coordinates differ in
-# last bits alone, however made; of a model the sizes are compared.
+# What may differ between a run and its resumption: kernels, coordinates and sums over
+# devices differ in last bits alone, however they are made; of a model the sizes are
+# compared.
 FREE = {
     *("out", "keep", "checkpoint_every", "log_every", "tensorboard", "peak_flops"),
     *("diagnose_every", "eval_every", "eval_batches", "init_from", "c4_files"),
-    *("attention", "gradients", "model"),
+    *("attention", "gradients", "mesh", "processes", "process", "coordinator"),
+    "model",
 }
 
 

@@ -4,11 +4,13 @@
     state = (step, params, optimizer state), one pytree
     (state, batch (A, B/A, T + 1)) -> (state, metrics)      A parts, accumulated
 
-The same functions run on one device and, by `mesh`, on many: the batch is split over
-`data` and `fsdp`, the parameters over `fsdp`, and XLA adds the collectives.
+The same functions run on one device and, by `mesh`, on many, of one process or of
+several: the batch is split over `data` and `fsdp`, the parameters over `fsdp` and
+`tensor`, and XLA adds the collectives.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +27,13 @@ from galore_optax import layerwise
 import layers
 from data import PAD
 from model import Config, LLaMA, Numerics
+
+AXES = ("data", "fsdp", "tensor")
+_OF_BATCH = AXES[:2]
+# What the tensor axis splits: heads and hidden units, which come out of some matrices
+# and go into others, and the vocabulary. The rest is whole on each of its devices.
+_COMES_OUT = ("q", "k", "v", "gate", "up", "lm_head")
+_GOES_IN = ("o", "down", "embed")
 
 
 class State(NamedTuple):
@@ -62,20 +71,18 @@ class Program:
         def make() -> Any:
             return nnx.to_pure_dict(nnx.state(self._model(seed), nnx.Param))
 
-        shardings = jax.tree.map(self._sharding, jax.eval_shape(make))
-        return jax.jit(make, out_shardings=shardings)()
+        places = jax.tree.map_with_path(self._sharding, jax.eval_shape(make))
+        return jax.jit(make, out_shardings=places)()
 
     def init(self, params: Any) -> State:
-        state = State(jnp.int32(0), params, self.init_optimizer(params))
+        """Every array on all devices of the mesh, the optimizer's beside its leaf."""
         if self.mesh is None:
-            return state
+            return State(jnp.int32(0), params, self.init_optimizer(params))
+        places = galore_optax.state_shardings(self.tx, params)
+        opt_state = jax.jit(self.init_optimizer, out_shardings=places)(params)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-
-        def spread(x: jax.Array) -> jax.Array:
-            placed = isinstance(x.sharding, NamedSharding)
-            return x if placed else jax.device_put(x, everywhere)
-
-        return jax.tree.map(spread, state)
+        step = jax.jit(lambda: jnp.int32(0), out_shardings=everywhere)()
+        return State(step, params, opt_state)
 
     def init_optimizer(self, params: Any) -> Any:
         return self.tx.init(params)
@@ -83,16 +90,21 @@ class Program:
     def place(self, params: Any) -> Any:
         """Host arrays as parameters on the mesh, in the dtype of the run."""
         dtype = jnp.dtype(self.numerics.params)
-        return jax.tree.map(
-            lambda x: jax.device_put(np.asarray(x, dtype), self._sharding(x)), params
+        return jax.tree.map_with_path(
+            lambda keys, x: _place(np.asarray(x, dtype), self._sharding(keys, x)),
+            params,
         )
 
-    def _sharding(self, leaf: Any) -> NamedSharding | None:
+    def _sharding(self, keys: Any, leaf: Any) -> NamedSharding | None:
         if self.mesh is None:
             return None
-        size = self.mesh.shape["fsdp"]
-        axes = [a for a in range(leaf.ndim) if leaf.shape[a] % size == 0]
         spec: list[str | None] = [None] * leaf.ndim
+        tensor = _tensor_axis({key.key for key in keys}, leaf.ndim)
+        if tensor is not None and leaf.shape[tensor] % self.mesh.shape["tensor"] == 0:
+            spec[tensor] = "tensor" if self.mesh.shape["tensor"] > 1 else None
+        size = self.mesh.shape["fsdp"]
+        free = [a for a in range(leaf.ndim) if spec[a] is None]
+        axes = [a for a in free if leaf.shape[a] % size == 0]
         if axes:
             # Of equal ones the last: GaLore keeps the output axis of a square matrix.
             spec[max(axes, key=lambda axis: (leaf.shape[axis], axis))] = "fsdp"
@@ -100,11 +112,18 @@ class Program:
 
     def put(self, batch: np.ndarray) -> jax.Array:
         """A batch (B, T + 1) in parts (A, B/A, T + 1), each split over the devices."""
-        parts = batch.reshape(self.accumulation, -1, batch.shape[1])
-        if self.mesh is None:
-            return jax.device_put(parts)
-        spec = PartitionSpec(None, ("data", "fsdp"), None)
-        return jax.device_put(parts, NamedSharding(self.mesh, spec))
+        return self._split(self._parts(batch), PartitionSpec(None, _OF_BATCH, None))
+
+    def put_parts(self, batch: np.ndarray) -> list[jax.Array]:
+        """The same, as A arrays (B/A, T + 1)."""
+        spec = PartitionSpec(_OF_BATCH, None)
+        return [self._split(part, spec) for part in self._parts(batch)]
+
+    def _parts(self, batch: np.ndarray) -> np.ndarray:
+        return batch.reshape(self.accumulation, -1, batch.shape[1])
+
+    def _split(self, rows: np.ndarray, spec: PartitionSpec) -> jax.Array:
+        return _place(rows, self.mesh and NamedSharding(self.mesh, spec))
 
     def loss(self, params: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy in nats, summed over predicted tokens of (B, T + 1); count."""
@@ -185,20 +204,46 @@ class LayerProgram(Program):
         return layers.ungroup(params), opt_state, report.loss, report.norm
 
 
+def _place(x: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    """An array that every process has, of which each keeps what its devices hold."""
+    if sharding is None:
+        return jax.device_put(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def _tensor_axis(names: set[str], ndim: int) -> int | None:
+    if ndim < 2:
+        return None
+    if names.intersection(_COMES_OUT):
+        return ndim - 1
+    return ndim - 2 if names.intersection(_GOES_IN) else None
+
+
+def checked_axes(sizes: dict[str, Any]) -> dict[str, int]:
+    for name, size in sizes.items():
+        if name not in AXES or not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"mesh: {name}={size}; write data=N, fsdp=N, tensor=N or several."
+            )
+    return sizes
+
+
 def make_mesh(axes: dict[str, int]) -> jax.sharding.Mesh | None:
-    """A mesh with the axes `data` and `fsdp`, or `None` for one device."""
+    """A mesh with all of `AXES`, or `None` for one device."""
     if not axes:
         return None
-    sizes = axes.get("data", 1), axes.get("fsdp", 1)
-    found = jax.devices()
-    if sizes[0] * sizes[1] > len(found):
+    sizes = tuple(axes.get(name, 1) for name in AXES)
+    found, needed = jax.devices(), math.prod(sizes)
+    said = " ".join(f"{name}={size}" for name, size in axes.items())
+    if needed > len(found):
+        raise ValueError(f"mesh {said} needs {needed} devices, there are {len(found)}.")
+    if needed < len(found) and jax.process_count() > 1:
         raise ValueError(
-            f"mesh data={sizes[0]} fsdp={sizes[1]} needs {sizes[0] * sizes[1]} devices,"
-            f" there are {len(found)}."
+            f"mesh {said} has {needed} devices, but {jax.process_count()} processes"
+            f" have {len(found)}, of which none may be left out."
         )
-    auto = (jax.sharding.AxisType.Auto,) * 2
-    devices = found[: sizes[0] * sizes[1]]
-    return jax.make_mesh(sizes, ("data", "fsdp"), axis_types=auto, devices=devices)
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=auto, devices=found[:needed])
 
 
 def state_bytes(opt_state: Any) -> int:

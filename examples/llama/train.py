@@ -2,7 +2,8 @@
 """Trains a LLaMA: `python train.py [SETTINGS.toml] [--steps 1000 ...]`.
 
 Metrics, plot and checkpoints go to `--out`; a run that was interrupted goes on from its
-last checkpoint when the same command is given again.
+last checkpoint when the same command is given again. On several hosts one command each:
+with `--processes N --process I --coordinator HOST:PORT`.
 """
 
 import contextlib
@@ -24,10 +25,11 @@ import hugging_face
 import metrics
 import own_text
 import pretrained
+import processes
 from checkpoints import Checkpoints, SaveError
 from model import parameter_count
 from peaks import peak_flops
-from settings import Settings, parse
+from settings import Settings, parse, to_json
 from steps import State, state_bytes
 
 
@@ -123,22 +125,30 @@ class Trainer:
 
     def __init__(self, run: Settings, text: Text | None = None, name: str = ""):
         self.run, self.name = run, name or run.optimizer
-        self.text = text or open_text(run)
+        with processes.first_process_first():  # it fills the cache
+            self.text = text or open_text(run)
         self.program = run.program()
         self.checkpoints = run.checkpoint_every and Checkpoints(
             run.out / "checkpoints", run.keep
         )
         self.state = self._initial_state()
         self.first = int(self.state.step)
-        self.log = metrics.Log(run.out, self.first, run.tensorboard)
-        if self.text.tokenizer:
+        self.log = self._log()
+        if self.text.tokenizer and processes.writes():
             self.text.tokenizer.save(str(run.out / "tokenizer.json"))
         self.update, self.loss = self.program.compiled(self.state)
         self.diagnose = jax.jit(self.program.diagnose)
         self.held_out = [
-            part for batch in self.text.held_out for part in self.program.put(batch)
+            part
+            for batch in self.text.held_out
+            for part in self.program.put_parts(batch)
         ]
         self.seconds, self.tokens = 0.0, 0
+
+    def _log(self) -> metrics.Log | metrics.Unwritten:
+        if not processes.writes():
+            return metrics.Unwritten()
+        return metrics.Log(self.run.out, self.first, self.run.tensorboard)
 
     def _initial_state(self) -> State:
         run = self.run
@@ -152,7 +162,8 @@ class Trainer:
             return state
         restored = self.checkpoints.restore(state, run)
         self.text.train.restore(restored.data)
-        print(f"resuming {run.out} at step {int(restored.state.step)}")
+        if processes.writes():
+            print(f"resuming {run.out} at step {int(restored.state.step)}")
         return restored.state
 
     def train(self) -> Result:
@@ -189,9 +200,9 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         steps, total = range(self.first + 1, self.run.steps + 1), self.run.steps
-        self.bar = tqdm(
-            steps, self.name.ljust(14), total, initial=self.first, unit="step"
-        )
+        shown = {"initial": self.first, "unit": "step"}
+        shown["disable"] = not processes.writes()
+        self.bar = tqdm(steps, self.name.ljust(14), total, **shown)
         return self.bar
 
     def _due(self, every: int, step: int) -> bool:
@@ -258,18 +269,21 @@ class Trainer:
 
     def _result(self) -> Result:
         records = self.log.records
-        if records:
-            metrics.plot(
-                {self.name: records}, self.run.out / "loss.png", self.run.start.sizes
-            )
-        if any("projection/energy" in record for record in records):
-            metrics.plot_energy(records, self.run.out / "energy.png", self.name)
+        if processes.writes():
+            self._draw(records)
         return Result(
             records,
             self.state,
             state_bytes(self.state.opt_state),
             self.tokens / self.seconds if self.seconds else 0.0,
         )
+
+    def _draw(self, records: list[metrics.Record]) -> None:
+        out = self.run.out
+        if records:
+            metrics.plot({self.name: records}, out / "loss.png", self.run.start.sizes)
+        if any("projection/energy" in record for record in records):
+            metrics.plot_energy(records, out / "energy.png", self.name)
 
 
 def _memory() -> dict[str, int]:
@@ -282,9 +296,15 @@ def _memory() -> dict[str, int]:
 def main() -> None:
     try:
         run = parse()
-        result = Trainer(run).train()
+        with processes.together(to_json(run)):
+            _say(run, Trainer(run).train())
     except (ValueError, OSError, SaveError) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _say(run: Settings, result: Result) -> None:
+    if not processes.writes():
+        return
     count = parameter_count(result.state.params)
     trained = adapters.trained_count(result.state.params)
     print(f"{count:,} parameters, {trained:,} of them trained,", end=" ")

@@ -200,7 +200,9 @@ def test_explains_by_leaf() -> None:
         return loss(params, x) + jnp.sum(params["v"] ** 2)
 
     params = dict(PARAMS, unused=PARAMS["w"])
-    found = explain(penalised, galore(), params, jax.ShapeDtypeStruct((5, 6), jnp.float32))
+    found = explain(
+        penalised, galore(), params, jax.ShapeDtypeStruct((5, 6), jnp.float32)
+    )
     unused, v, w = found
     assert [use.primitive for use in v.formed] == ["integer_pow"]
     assert "test_calls.py:" in v.formed[0].place

@@ -216,6 +216,7 @@ def test_only_the_last_checkpoints_are_kept(files: Path, tmp_path: Path) -> None
         pytest.param(("data=4",), marks=pytest.mark.slow),
         pytest.param(("fsdp=4",), marks=pytest.mark.slow),
         pytest.param(("data=2", "fsdp=4"), marks=pytest.mark.slow),
+        pytest.param(("fsdp=2", "tensor=2"), marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_changes_nothing_but_rounding(
@@ -228,9 +229,10 @@ def test_a_mesh_changes_nothing_but_rounding(
     trainer = Trainer(tiny(files, tmp_path / "many", mesh=mesh, **shape))
     many = trainer.train()
     kernel = many.state.params["layers"]["mlp"]["up"]["kernel"]
-    split = dict(pair.split("=") for pair in mesh).get("fsdp", "1")
+    sizes = trainer.run.axes
+    split = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
     shards = {str(shard.index) for shard in kernel.addressable_shards}
-    assert len(shards) == int(split)
+    assert len(shards) == split
     a, b = (metrics.series(r.records, "loss")[1] for r in (one, many))
     np.testing.assert_allclose(a, b, rtol=1e-4)
 
