@@ -174,9 +174,7 @@ class Settings:
 
     def _check_gradients(self) -> None:
         if self.gradients not in ("formed", "never"):
-            raise ValueError(
-                f"unknown gradients={self.gradients!r}; known: formed, never."
-            )
+            raise ValueError(f"gradients={self.gradients!r} is not formed or never.")
         if self.clip_projected and not (self.layerwise or self._never_formed):
             raise ValueError(
                 "clip_projected goes with layerwise or gradients=never; add one."
@@ -302,9 +300,9 @@ class Settings:
         peak, end = self.learning_rate, self.learning_rate * self.final_rate
         steps, warmup = self.steps, int(self.steps * self.warmup)
         smooth = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, end)
-        if self.adapter != "relora":
-            return smooth
-        return relora.jagged(smooth, self.adapter_reset, self.adapter_warmup)
+        if self.adapter == "relora":
+            smooth = relora.jagged(smooth, self.adapter_reset, self.adapter_warmup)
+        return smooth
 
     def transformation(self) -> optax.GradientTransformation:
         """Clipping, the optimizer, and the matrices' own rate."""
@@ -347,13 +345,11 @@ class Settings:
 
 
 # What may differ between a run and its resumption: kernels, coordinates and sums over
-# devices differ in last bits alone, however they are made; of a model the sizes are
-# compared.
+# devices differ in last bits alone; of a model the sizes are compared.
 FREE = {
     *("out", "keep", "checkpoint_every", "log_every", "tensorboard", "peak_flops"),
     *("diagnose_every", "eval_every", "eval_batches", "init_from", "c4_files"),
-    *("attention", "gradients", "mesh", "processes", "process", "coordinator"),
-    "model",
+    *("attention", "gradients", "mesh", "processes", "process", "coordinator", "model"),
 }
 
 
@@ -381,8 +377,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     arguments = sys.argv[1:] if arguments is None else arguments
     default = Settings()
     if arguments and arguments[0].endswith(".toml"):
-        default = read(Path(arguments[0]))
-        arguments = arguments[1:]
+        default, arguments = read(Path(arguments[0])), arguments[1:]
     return tyro.cli(Settings, default=default, args=arguments)
 
 
