@@ -91,7 +91,7 @@ def test_coordinates_are_clipped_by_their_own_norm(files: Path, tmp_path: Path) 
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "word": ({"gradients": "none"}, "unknown gradients='none'; known: formed, never"),
+    "word": ({"gradients": "none"}, "gradients='none' is not formed or never"),
     "layers": (
         NEVER | {"layerwise": True},
         "layerwise runs each layer again.* Add remat",
