@@ -15,7 +15,7 @@ from flax import nnx
 from galore_optax.memory import config_names, config_path
 
 import hugging_face
-from model import Config, LLaMA, Numerics, parameter_count
+from model import SIZES, Config, LLaMA, Numerics, parameter_count
 
 SMALL = Config(vocab=100, width=32, hidden=48, layers=3, heads=4, max_tokens=64)
 # As SmolLM2: three queries to a key, the head's kernel the embedding, slower positions.
@@ -63,9 +63,22 @@ def test_every_config_loads() -> None:
         found = json.loads(config_path(name).read_text())
         if "architectures" in found:
             assert Config.load(name).to_hugging_face() == found
-        else:  # the planner knows it, the program does not
+        elif not (SIZES / f"{name}.json").is_file():  # the planner alone knows it
             with pytest.raises(ValueError, match=r"this LLaMA has|memory\s+planner"):
                 Config.load(name)
+
+
+def test_sizes_agree_with_those_of_the_planner() -> None:
+    files = list(SIZES.glob("*.json"))
+    assert "smollm2-135m" in {path.stem for path in files}
+    for path in files:
+        ours, theirs = (
+            json.loads(x.read_text()) for x in (path, config_path(path.stem))
+        )
+        both = ours.keys() & theirs.keys()
+        assert {"hidden_size", "num_key_value_heads", "tie_word_embeddings"} <= both
+        assert {k: ours[k] for k in both} == {k: theirs[k] for k in both}
+        assert Config.load(path.stem).to_hugging_face().items() >= ours.items()
 
 
 @pytest.mark.slow
