@@ -282,12 +282,12 @@ def _check_state(expected: Any, found: Any) -> None:
     if flatten(expected).treedef == flatten(found).treedef:
         return
     coded = [_holds_coded(x) for x in (expected, found)]
-    if coded[0] != coded[1]:
+    if coded[0] != coded[1] and _outline(expected) == _outline(found):
         needs, has = ("eight bits" if x else "a floating dtype" for x in coded)
         raise ValueError(
             f"the state given to update has moments in {has}, and this optimizer keeps"
             f" them in {needs}. galore_optax.convert_state(state, old, new, params)"
-            " turns one into the other."
+            " turns one into the other; or begin anew with tx.init(params)."
         )
     raise ValueError(
         "the state given to update is not of this inner optimizer: it needs"

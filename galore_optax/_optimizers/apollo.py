@@ -9,12 +9,11 @@ from typing import Any, Unpack, cast
 import optax
 
 from galore_optax import residual
-from galore_optax._arguments import check_mask
 from galore_optax._config import Config, Projection
-from galore_optax._galore import Projecting, config_of, with_projection
+from galore_optax._galore import config_of, with_projection
+from galore_optax._optimizers._descent import descent
 from galore_optax._transform import projected
 from galore_optax._types import Scalar
-from galore_optax._wrapping.full_size import with_full_size_rate
 from galore_optax.residual import Residual
 from galore_optax.subspace import gaussian
 
@@ -77,7 +76,8 @@ def apollo_adamw(
     """
     adam = optax.scale_by_adam(b1, b2, eps)
     config = _config(residual.apollo(gamma=gamma), _APOLLO, projection)
-    return _decaying(adam, config, learning_rate, weight_decay, mask)
+    low = projected(lambda plan: adam, config)
+    return descent(low, config, learning_rate, weight_decay, mask)
 
 
 @functools.partial(with_projection, defaults=_MINI)
@@ -135,7 +135,8 @@ def apollo_mini_adamw(
     adam = optax.scale_by_adam(b1, b2, eps)
     rule = residual.apollo(gamma=gamma, granularity="tensor")
     config = _config(rule, _MINI, projection)
-    return _decaying(adam, config, learning_rate, weight_decay, mask)
+    low = projected(lambda plan: adam, config)
+    return descent(low, config, learning_rate, weight_decay, mask)
 
 
 def _config(
@@ -143,18 +144,3 @@ def _config(
 ) -> Config:
     given = {name: x for name, x in projection.items() if x is not None}
     return config_of(cast(Projection, {**defaults, **given}), rule)
-
-
-def _decaying(
-    inner: optax.GradientTransformation,
-    config: Config,
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: Scalar,
-    mask: Any,
-) -> optax.GradientTransformationExtraArgs:
-    check_mask(mask)
-    low = projected(lambda plan: inner, config)
-    decay = optax.add_decayed_weights(weight_decay, mask)
-    rate = optax.scale_by_learning_rate(learning_rate)
-    tx = optax.with_extra_args_support(optax.chain(low, decay, rate))
-    return Projecting(*with_full_size_rate(tx, config))

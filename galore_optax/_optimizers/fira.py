@@ -7,12 +7,11 @@ from typing import Any, Unpack
 import optax
 
 from galore_optax import residual
-from galore_optax._arguments import check_mask
 from galore_optax._config import Projection
-from galore_optax._galore import Projecting, config_of, with_projection
+from galore_optax._galore import config_of, with_projection
+from galore_optax._optimizers._descent import descent
 from galore_optax._transform import projected
 from galore_optax._types import Scalar
-from galore_optax._wrapping.full_size import with_full_size_rate
 from galore_optax.residual.fira import Definition
 
 
@@ -69,11 +68,7 @@ def fira_adamw(
 
     Source: Chen et al., Fira, arXiv 2410.01623.
     """
-    check_mask(mask)
     beside = residual.fira(gamma=gamma, definition=definition)
     config = config_of(projection, beside)
     low = projected(lambda plan: optax.scale_by_adam(b1, b2, eps), config)
-    decay = optax.add_decayed_weights(weight_decay, mask)
-    rate = optax.scale_by_learning_rate(learning_rate)
-    tx = optax.with_extra_args_support(optax.chain(low, decay, rate))
-    return Projecting(*with_full_size_rate(tx, config))
+    return descent(low, config, learning_rate, weight_decay, mask)

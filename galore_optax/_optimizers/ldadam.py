@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from galore_optax._arguments import check_mask
 from galore_optax._config import Config, Projection
 from galore_optax._context import current
-from galore_optax._galore import Projecting, config_of, with_projection
+from galore_optax._galore import config_of, with_projection
 from galore_optax._inner.eager import compiled
+from galore_optax._optimizers._descent import descent
 from galore_optax._projector.project import accumulation_dtype, lift, project
 from galore_optax._projector.refresh import When
 from galore_optax._selection.leaves import Placeholder
@@ -23,7 +23,6 @@ from galore_optax._state import GaLoreState, check_type, read
 from galore_optax._transform import projected as projecting
 from galore_optax._transform import refuse_coordinates, renew
 from galore_optax._types import Scalar
-from galore_optax._wrapping.full_size import with_full_size_rate
 from galore_optax._xla.sharding import sharding_of
 from galore_optax.moments import rotate
 from galore_optax.subspace import power
@@ -108,7 +107,6 @@ def ldadam(
 
     Source: Robert et al., LDAdam, arXiv 2410.16103, Algorithm 1.
     """
-    check_mask(mask)
     given = {name: x for name, x in projection.items() if x is not None}
     config = config_of({**_LDADAM, **given})  # type: ignore[typeddict-item]
     _check_feedback(error_feedback, config)
@@ -117,10 +115,7 @@ def ldadam(
     inner = optax.scale_by_adam(b1, b2, eps)
     rule = _LDAdam(config, inner, b1, rho, error_feedback)
     low = compiled(optax.GradientTransformationExtraArgs(rule.init, rule.update))
-    decay = optax.add_decayed_weights(weight_decay, mask)
-    rate = optax.scale_by_learning_rate(learning_rate)
-    tx = optax.with_extra_args_support(optax.chain(low, decay, rate))
-    return Projecting(*with_full_size_rate(tx, config))
+    return descent(low, config, learning_rate, weight_decay, mask)
 
 
 def _check_feedback(error_feedback: Any, config: Config) -> None:

@@ -106,6 +106,16 @@ class ByNumbers(Subspace, Protocol):
     so that `columns` must give the same one each time, on any number of devices.
     """
 
+    def basis(
+        self,
+        gradient: jax.Array,
+        previous: jax.Array,
+        key: jax.Array,
+        cold: jax.Array,
+    ) -> jax.Array:
+        numbers = self.numbers(gradient, previous, key, cold)
+        return self.columns(numbers, len(gradient), gradient.dtype)
+
     def numbers(
         self,
         gradient: jax.Array,

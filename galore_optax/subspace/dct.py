@@ -9,22 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from galore_optax.subspace._base import Subspace, matmul
+from galore_optax.subspace._base import ByNumbers, Subspace, matmul
 
 
 @dataclasses.dataclass(frozen=True)
-class _DCT:
+class _DCT(ByNumbers):
     orthonormal: bool = dataclasses.field(default=True, init=False)
-
-    def basis(
-        self,
-        gradient: jax.Array,
-        previous: jax.Array,
-        key: jax.Array,
-        cold: jax.Array,
-    ) -> jax.Array:
-        numbers = self.numbers(gradient, previous, key, cold)
-        return self.columns(numbers, len(gradient), gradient.dtype)
 
     def numbers(
         self,

@@ -8,22 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from galore_optax.subspace._base import Subspace
+from galore_optax.subspace._base import ByNumbers, Subspace
 
 
 @dataclasses.dataclass(frozen=True)
-class _Gaussian:
+class _Gaussian(ByNumbers):
     orthonormal: bool = dataclasses.field(default=False, init=False)
-
-    def basis(
-        self,
-        gradient: jax.Array,
-        previous: jax.Array,
-        key: jax.Array,
-        cold: jax.Array,
-    ) -> jax.Array:
-        numbers = self.numbers(gradient, previous, key, cold)
-        return self.columns(numbers, len(gradient), gradient.dtype)
 
     def numbers(
         self,

@@ -150,7 +150,7 @@ def test_every_method_is_a_run_that_the_example_takes(name: str) -> None:
         run = METHODS[name].run(budget, Point(name, 0.25, -3))
         assert (run.clip == 0) == (name == "AdamW, no clipping")
         assert (run.learning_rate, run.params_dtype) == (0.00125, dtype)
-        if run.optimizer.startswith("galore_"):
+        if run.optimizer.startswith("galore_adamw"):
             assert {f"rank={rank}", "scale=0.25"} <= set(run.options)
             assert run.matrix_rate == 1
         else:
