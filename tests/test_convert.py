@@ -62,7 +62,14 @@ def test_nothing_changes_where_nothing_differs() -> None:
     assert_equal(go.convert_state(state, coded, coded, PARAMS), state)
 
 
-@pytest.mark.parametrize("proj_type", ["std", "reverse_std", "full"])
+@pytest.mark.parametrize(
+    "proj_type",
+    [
+        "std",
+        pytest.param("reverse_std", marks=pytest.mark.slow),
+        pytest.param("full", marks=pytest.mark.slow),
+    ],
+)
 def test_a_lower_rank_keeps_what_leads(proj_type: Any) -> None:
     old, new = adamw(8, proj_type=proj_type), adamw(3, proj_type=proj_type)
     state = trained(old)
@@ -81,7 +88,9 @@ def test_a_lower_rank_keeps_what_leads(proj_type: Any) -> None:
     goes_on(new, found)
 
 
-@pytest.mark.parametrize("proj_type", ["std", "full"])
+@pytest.mark.parametrize(
+    "proj_type", ["std", pytest.param("full", marks=pytest.mark.slow)]
+)
 def test_a_higher_rank_adds_orthonormal_columns(proj_type: Any) -> None:
     old, new = adamw(3, proj_type=proj_type), adamw(8, proj_type=proj_type)
     state = trained(old)
@@ -156,6 +165,7 @@ def test_eight_bits_and_back() -> None:
     goes_on(full, back)
 
 
+@pytest.mark.slow
 def test_rank_and_precision_at_once() -> None:
     old, new = adamw(4), in_8bit({"layers": 6, ".*": 0.5}, projector_dtype="int8")
     state = go.convert_state(trained(old), old, new, PARAMS)
@@ -189,7 +199,11 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize(
+    "name",
+    ["partition"]
+    + [pytest.param(x, marks=pytest.mark.slow) for x in WRAPPED if x != "partition"],
+)
 def test_whatever_is_around(name: str) -> None:
     old, new = WRAPPED[name](adamw(6)), WRAPPED[name](in_8bit(4))
     state = go.convert_state(trained(old), old, new, PARAMS)
@@ -207,6 +221,7 @@ def test_hyperparameters_go_on() -> None:
     goes_on(new, state)
 
 
+@pytest.mark.slow
 def test_adafactor_has_factors() -> None:
     old, new = (go.galore_adafactor(1e-2, rank=r, b1=0.9) for r in (4, 6))
     state = go.convert_state(trained(old), old, new, PARAMS)

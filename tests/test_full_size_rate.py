@@ -71,7 +71,18 @@ SPELLINGS: dict[str, Callable[..., Tx]] = {
 }
 
 
-@pytest.mark.parametrize("make", SPELLINGS.values(), ids=SPELLINGS)
+# Built like others.
+ALIKE = "apollo", "muon", "MultiSteps"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(x, marks=pytest.mark.slow if name in ALIKE else ())
+        for name, x in SPELLINGS.items()
+    ],
+    ids=SPELLINGS,
+)
 def test_full_size_steps_as_at_another_rate(make: Callable[..., Tx]) -> None:
     plain, found = train(adamw(RATE * LR)), train(make(full_size_rate=RATE))
     assert_same(found["embedding"], plain["embedding"])

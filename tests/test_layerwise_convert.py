@@ -67,6 +67,7 @@ def test_a_lower_rank_keeps_what_leads_in_every_layer(state: Any) -> None:
     goes_on(new, found)
 
 
+@pytest.mark.slow
 def test_a_higher_rank_in_eight_bits_goes_on(state: Any) -> None:
     new = go.galore_adamw8bit(1e-2, rank=12, code=CODE)
     found = layerwise.convert_state(state, OLD, new, PARAMS)

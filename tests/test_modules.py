@@ -211,8 +211,17 @@ def equinox_case(scanned: bool) -> Case:
 CASES = {"nnx": nnx_case, "linen": linen_case, "equinox": equinox_case}
 
 
-@pytest.mark.parametrize("scanned", [False, True], ids=["list", "stack"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "scanned"),
+    [
+        ("nnx", False),
+        ("linen", True),
+        ("equinox", True),
+        pytest.param("nnx", True, marks=pytest.mark.slow),
+        pytest.param("linen", False, marks=pytest.mark.slow),
+        pytest.param("equinox", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_is_that_of_the_whole_model(name: str, scanned: bool) -> None:
     case = CASES[name](scanned)
     structure, params = layerwise.split(*case.parts)

@@ -123,11 +123,11 @@ def placed(layout: str, kind: AxisType) -> tuple[Any, Any]:
     ("layout", "kind", "storage", "method"),
     [
         ("kept", AUTO, "f32", "power"),
-        ("kept", EXPLICIT, "f32", "svd"),
-        ("projected", EXPLICIT, "f32", "power"),
-        ("projected", AUTO, "int8", "eigh"),
-        ("layers", AUTO, "f32", "svd"),
         ("layers", EXPLICIT, "int8", "power"),
+        pytest.param("kept", EXPLICIT, "f32", "svd", marks=pytest.mark.slow),
+        pytest.param("projected", EXPLICIT, "f32", "power", marks=pytest.mark.slow),
+        pytest.param("projected", AUTO, "int8", "eigh", marks=pytest.mark.slow),
+        pytest.param("layers", AUTO, "f32", "svd", marks=pytest.mark.slow),
     ],
 )
 def test_bases_have_the_bits_of_one_device(
@@ -171,8 +171,15 @@ def compiled_refresh(params: Any, mesh: Any, **options: Any) -> str:
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
-@pytest.mark.parametrize("layout", ["kept", "layers"])
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        ("kept", AUTO),
+        ("layers", EXPLICIT),
+        pytest.param("kept", EXPLICIT, marks=pytest.mark.slow),
+        pytest.param("layers", AUTO, marks=pytest.mark.slow),
+    ],
+)
 def test_a_refresh_works_on_its_share_and_gathers_no_gradient(
     layout: str, kind: AxisType
 ) -> None:

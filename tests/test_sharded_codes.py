@@ -29,7 +29,9 @@ from tests.meshes import (
 )
 
 pytestmark = [eight, pytest.mark.optimized]
-BOTH = pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
+BOTH = pytest.mark.parametrize(
+    "kind", [AUTO, pytest.param(EXPLICIT, marks=pytest.mark.slow)]
+)
 CODE = go.codes.companded(min_size=1)
 ALL = ("fsdp", "tp")  # eight devices
 # Blocks of 43, of 32 beside another axis that is split, and of 34, the last of which,

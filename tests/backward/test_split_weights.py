@@ -41,8 +41,17 @@ def gathered(w: Any) -> Any:
 
 
 @eight
-@pytest.mark.parametrize("split", SPLIT)
-@pytest.mark.parametrize("storage", [None, jnp.int8])
+@pytest.mark.parametrize(
+    ("split", "storage"),
+    [
+        ("layers", None),
+        ("the projected axis", jnp.int8),
+        pytest.param("layers", jnp.int8, marks=pytest.mark.slow),
+        pytest.param("the projected axis", None, marks=pytest.mark.slow),
+        pytest.param("the kept axis", None, marks=pytest.mark.slow),
+        pytest.param("the kept axis", jnp.int8, marks=pytest.mark.slow),
+    ],
+)
 def test_weights_split_over_devices(split: str, storage: Any) -> None:
     """As on one device, steady and at a refresh by passes; f32 adds up the same terms,
     fewer than 1,000, in another order."""

@@ -130,6 +130,7 @@ def test_too_little_text(notes: Path) -> None:
         own_text.load(str(notes / "a.txt"), wanted)
 
 
+@pytest.mark.slow
 def test_a_run_reads_it(notes: Path, files: Path, tmp_path: Path) -> None:
     run = tiny(
         files, tmp_path / "run", text=str(notes / "*.txt"), steps=4, eval_every=4

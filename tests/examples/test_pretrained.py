@@ -110,7 +110,7 @@ def test_weights_and_tokens_are_those_of_the_package(
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] == end
 
 
-@pytest.mark.parametrize("adapter", ["", "lora"])
+@pytest.mark.parametrize("adapter", ["", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_run_from_it_is_measured_before_and_goes_on(
     package: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
 ) -> None:

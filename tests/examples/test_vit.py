@@ -88,6 +88,7 @@ def test_the_patch_kernel_is_projected_and_the_stem_is_not() -> None:
     assert not any("warning" in line for line in str(report).splitlines())
 
 
+@pytest.mark.slow
 def test_a_run_learns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape: Any = {"width": 16, "depth": 1, "heads": 2, "batch": 8, "epochs": 3}
     run = Run(images=folder, gap=10, learning_rate=0.02, **shape)
