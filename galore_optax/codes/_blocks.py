@@ -25,7 +25,7 @@ from galore_optax._xla.sharding import (
 
 _LARGEST = 64
 _SMALLEST = 16  # below that the scales weigh more than an eighth of the codes
-_SHARD = 32  # entries at least
+_SHARD = 64  # entries at least
 _SHARDS = 128  # where more of them would make blocks smaller
 
 

@@ -89,8 +89,8 @@ def companded(*, block: int | None = None, min_size: int = 4096) -> Code:
 
     Args:
       block: entries that share a scale; by default 16 to 64, such that as many devices
-        as are a power of two, up to 128, each have whole blocks if each has 32 entries:
-        32 of 4,096, 43 of 11,008, 50 of 32,000. Where nothing from 16 to 64 divides
+        as are a power of two, up to 128, each have whole blocks if each has 64 entries:
+        64 of 4,096, 43 of 11,008, 50 of 32,000. Where nothing from 16 to 64 divides
         what a device has, as with 32,003 entries, the last block of it is shorter.
       min_size: arrays with fewer entries are kept as they are.
 

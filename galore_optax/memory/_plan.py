@@ -128,7 +128,7 @@ def plan(
       >>> method = memory.Method("galore_adamw8bit", (("rank", 1024),))
       >>> found = memory.plan("7b", method)
       >>> round(found.weights / 1e9, 2), round(found.state.total / 1e9, 2)
-      (13.48, 5.83)
+      (13.48, 5.8)
     """
     method = Method(method) if isinstance(method, str) else method
     model = Sizes.load(model) if isinstance(model, str) else model

@@ -69,7 +69,7 @@ def test_kinds_of_galore_in_eight_bits() -> None:
     found = memory.state_bytes(tx.init(params))
     assert found.projectors == 2 * 64 * 32
     assert found.first_moments == found.second_moments == 32 * 128
-    assert found.scales == 2 * (2 * 32 * 128 // 32)  # bf16, blocks of 32
+    assert found.scales == 2 * (2 * 32 * 128 // 64)  # bf16, blocks of 64
     assert 0 < found.other < 64  # counters, the key
 
 
