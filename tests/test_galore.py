@@ -391,20 +391,6 @@ def test_params_may_be_an_unfiltered_equinox_model() -> None:
     jax.tree.map(close, found, expected)
 
 
-def test_an_unfiltered_equinox_model_is_refused_by_all_that_need_shapes() -> None:
-    eqx = pytest.importorskip("equinox")
-    model = eqx.nn.MLP(8, 8, 32, 1, key=jax.random.key(0))
-    tx = go.galore_adamw(LR, rank=4)
-    for ask in (
-        lambda: tx.init(model),
-        lambda: go.describe(tx, model),
-        lambda: go.refresh_schedule(tx, model),
-        lambda: go.convert_state((), tx, tx, model),
-    ):
-        with pytest.raises(TypeError, match=r"'activation' .*eqx\.is_inexact_array"):
-            ask()
-
-
 def test_params_in_64_bits_of_numpy_are_taken_as_jax_takes_them() -> None:
     tx = go.galore(optax.adamw(LR), rank=4)
     params = {"w": np.ones((16, 24))}

@@ -104,3 +104,17 @@ def test_a_table_of_tokens_is_an_embedding(name: str) -> None:
     params = {name: {"weight": jnp.ones((100, 16))}} | PARAMS
     rows = {row.path: row for row in go.describe(TX, params)}
     assert rows[f"{name}/weight"].rank == 0
+
+
+def test_an_unfiltered_equinox_model_is_refused_by_all_that_need_shapes() -> None:
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(8, 8, 32, 1, key=jax.random.key(0))
+    tx = go.galore_adamw(1e-3, rank=4)
+    for ask in (
+        lambda: tx.init(model),
+        lambda: go.describe(tx, model),
+        lambda: go.refresh_schedule(tx, model),
+        lambda: go.convert_state((), tx, tx, model),
+    ):
+        with pytest.raises(TypeError, match=r"'activation' .*eqx\.is_inexact_array"):
+            ask()
