@@ -289,6 +289,14 @@ def _check_call(
         )
 
 
+def with_defaults(
+    defaults: Mapping[str, Any], projection: Mapping[str, Any]
+) -> Projection:
+    """`projection` as given, with an optimizer's own defaults for the rest."""
+    given = {name: x for name, x in projection.items() if x is not None}
+    return cast(Projection, {**defaults, **given})
+
+
 def config_of(projection: Projection, residual: Residual | None = None) -> Config:
     """Of what was given, with the defaults of `galore` for the rest."""
     unknown = [name for name in projection if name not in _DEFAULTS]

@@ -18,7 +18,7 @@ from galore_optax._placing.declared import beside_moments
 from galore_optax._projector.project import lift, project, zero_coordinates
 from galore_optax._selection.leaves import Flat, flatten
 from galore_optax._selection.matrices import Matrix, Plan
-from galore_optax._storage.moments import is_coded
+from galore_optax._storage.moments import holds_coded
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla.order import InTurn, one_by_one
 from galore_optax._xla.sharding import leaf_sharding, place, sharding_of
@@ -281,7 +281,7 @@ def _check_state(expected: Any, found: Any) -> None:
     """Raises unless `found` is built like a state that the inner makes itself."""
     if flatten(expected).treedef == flatten(found).treedef:
         return
-    coded = [_holds_coded(x) for x in (expected, found)]
+    coded = [holds_coded(x) for x in (expected, found)]
     if coded[0] != coded[1] and _outline(expected) == _outline(found):
         needs, has = ("eight bits" if x else "a floating dtype" for x in coded)
         raise ValueError(
@@ -296,10 +296,6 @@ def _check_state(expected: Any, found: Any) -> None:
         " Where both names are the same, labels or masks of the inner go by the number"
         " of axes or by sizes, which coordinates do not share: choose them by path."
     )
-
-
-def _holds_coded(state: Any) -> bool:
-    return any(map(is_coded, jax.tree.leaves(state, is_leaf=is_coded)))
 
 
 def _outline(state: Any) -> str:

@@ -3,18 +3,17 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Unpack, cast
+from collections.abc import Callable
+from typing import Any, Unpack
 
 import optax
 
 from galore_optax import residual
-from galore_optax._config import Config, Projection
-from galore_optax._galore import config_of, with_projection
+from galore_optax._config import Projection
+from galore_optax._galore import config_of, with_defaults, with_projection
 from galore_optax._optimizers._descent import descent
 from galore_optax._transform import projected
 from galore_optax._types import Scalar
-from galore_optax.residual import Residual
 from galore_optax.subspace import gaussian
 
 _APOLLO = {"scale": 1.0, "subspace": gaussian()}
@@ -75,7 +74,8 @@ def apollo_adamw(
     Source: Zhu et al., APOLLO, arXiv 2412.05270, Algorithm 1.
     """
     adam = optax.scale_by_adam(b1, b2, eps)
-    config = _config(residual.apollo(gamma=gamma), _APOLLO, projection)
+    rule = residual.apollo(gamma=gamma)
+    config = config_of(with_defaults(_APOLLO, projection), rule)
     low = projected(lambda plan: adam, config)
     return descent(low, config, learning_rate, weight_decay, mask)
 
@@ -134,13 +134,6 @@ def apollo_mini_adamw(
     """
     adam = optax.scale_by_adam(b1, b2, eps)
     rule = residual.apollo(gamma=gamma, granularity="tensor")
-    config = _config(rule, _MINI, projection)
+    config = config_of(with_defaults(_MINI, projection), rule)
     low = projected(lambda plan: adam, config)
     return descent(low, config, learning_rate, weight_decay, mask)
-
-
-def _config(
-    rule: Residual, defaults: Mapping[str, Any], projection: Mapping[str, Any]
-) -> Config:
-    given = {name: x for name, x in projection.items() if x is not None}
-    return config_of(cast(Projection, {**defaults, **given}), rule)

@@ -12,7 +12,7 @@ import optax
 
 from galore_optax._config import Config, Projection
 from galore_optax._context import current
-from galore_optax._galore import config_of, with_projection
+from galore_optax._galore import config_of, with_defaults, with_projection
 from galore_optax._inner.eager import compiled
 from galore_optax._optimizers._descent import descent
 from galore_optax._projector.project import accumulation_dtype, lift, project
@@ -107,8 +107,7 @@ def ldadam(
 
     Source: Robert et al., LDAdam, arXiv 2410.16103, Algorithm 1.
     """
-    given = {name: x for name, x in projection.items() if x is not None}
-    config = config_of({**_LDADAM, **given})  # type: ignore[typeddict-item]
+    config = config_of(with_defaults(_LDADAM, projection))
     _check_feedback(error_feedback, config)
     what = f"ldadam(error_feedback={error_feedback})"
     config = dataclasses.replace(config, needs_whole=what)

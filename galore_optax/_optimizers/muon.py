@@ -12,7 +12,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from galore_optax._arguments import check_mask
 from galore_optax._config import Projection
-from galore_optax._galore import Projecting, config_of, with_projection
+from galore_optax._galore import Projecting, config_of, with_defaults, with_projection
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._transform import projected
 from galore_optax._types import Scalar
@@ -84,7 +84,6 @@ def galore_muon(
     `consistent_rms`; SUMO, arXiv 2505.24749, for a momentum that rotates.
     """
     check_mask(mask)
-    given = {name: x for name, x in projection.items() if x is not None}
     others = learning_rate if adam_learning_rate is None else adam_learning_rate
     direction = functools.partial(
         scale_by_muon, ns_steps=ns_steps, beta=beta, eps=eps, nesterov=nesterov
@@ -107,7 +106,7 @@ def galore_muon(
         names = plan.flat.treedef.unflatten(labels)
         return optax.partition({"muon": muon, "adam": adam}, names)
 
-    config = config_of({**_MUON, **given})  # type: ignore[typeddict-item]
+    config = config_of(with_defaults(_MUON, projection))
     return Projecting(*with_full_size_rate(projected(inner, config), config))
 
 

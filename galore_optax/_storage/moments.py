@@ -32,6 +32,10 @@ def is_coded(node: Any) -> bool:
     return isinstance(node, Quantized)
 
 
+def holds_coded(state: Any) -> bool:
+    return any(map(is_coded, jax.tree.leaves(state, is_leaf=is_coded)))
+
+
 def name(path: Path) -> str:
     """For errors."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

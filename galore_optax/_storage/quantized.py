@@ -19,7 +19,7 @@ import optax
 from galore_optax import codes
 from galore_optax._context import current
 from galore_optax._selection.leaves import Placeholder
-from galore_optax._storage.moments import MomentStorage, Sign, is_coded, name
+from galore_optax._storage.moments import MomentStorage, Sign, holds_coded, name
 from galore_optax.codes import Code
 
 # Fields of Optax' states that hold moments. Others may hold parameters, which eight
@@ -86,14 +86,14 @@ def quantized(
         if storages is not None:
             storages.append(storage)
         stored = storage.initial(inner.init, params)
-        if not _holds_coded(stored):
+        if not holds_coded(stored):
             raise ValueError(_nothing_coded(stored, moments))
         return stored
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        if not _holds_coded(state):
+        if not holds_coded(state):
             raise ValueError(_not_ours(state, code))
         full = storage.decode(state, updates)
         like = updates if params is None else params
@@ -113,10 +113,6 @@ def _as_usual(found: Any, like: Any) -> Any:
         return x.astype(y.dtype) if both else x
 
     return jax.tree.map(cast, found, like)
-
-
-def _holds_coded(state: Any) -> bool:
-    return any(map(is_coded, jax.tree.leaves(state, is_leaf=is_coded)))
 
 
 def _nothing_coded(state: Any, moments: Mapping[str, Sign]) -> str:

@@ -2,7 +2,7 @@
 """The protocol of a residual, and what residuals share."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -115,6 +115,14 @@ def check_gamma(name: str, gamma: Any) -> None:
         raise ValueError(
             f"{name}(gamma={gamma!r}) must be a number above 1, by which the norm may"
             " grow in a step, such as 1.01, or math.inf."
+        )
+
+
+def check_word(name: str, argument: str, word: Any, known: Sequence[str]) -> None:
+    """Raises unless `word` is one of those that an argument may be."""
+    if word not in known:
+        raise ValueError(
+            f"{name}({argument}={word!r}) must be one of {', '.join(map(repr, known))}."
         )
 
 

@@ -7,7 +7,14 @@ from typing import Literal, get_args
 import jax
 
 from galore_optax._types import Scalar
-from galore_optax.residual._base import Added, Residual, Step, check_gamma, limited
+from galore_optax.residual._base import (
+    Added,
+    Residual,
+    Step,
+    check_gamma,
+    check_word,
+    limited,
+)
 
 Granularity = Literal["channel", "tensor"]
 
@@ -22,11 +29,7 @@ class _Apollo:
 
     def __post_init__(self) -> None:
         check_gamma("apollo", self.gamma)
-        if self.granularity not in get_args(Granularity):
-            raise ValueError(
-                f"apollo(granularity={self.granularity!r}) must be one of"
-                f" {', '.join(map(repr, get_args(Granularity)))}."
-            )
+        check_word("apollo", "granularity", self.granularity, get_args(Granularity))
 
     def of(self, step: Step, norms: jax.Array) -> tuple[Added, jax.Array]:
         found = step.lengths(step.direction), step.lengths(step.coordinates)

@@ -7,7 +7,14 @@ from typing import Literal, get_args
 import jax
 
 from galore_optax._types import Scalar
-from galore_optax.residual._base import Added, Residual, Step, check_gamma, limited
+from galore_optax.residual._base import (
+    Added,
+    Residual,
+    Step,
+    check_gamma,
+    check_word,
+    limited,
+)
 
 Definition = Literal["orthogonal", "scaled"]
 
@@ -22,11 +29,7 @@ class _Fira:
 
     def __post_init__(self) -> None:
         check_gamma("fira", self.gamma)
-        if self.definition not in get_args(Definition):
-            raise ValueError(
-                f"fira(definition={self.definition!r}) must be one of"
-                f" {', '.join(map(repr, get_args(Definition)))}."
-            )
+        check_word("fira", "definition", self.definition, get_args(Definition))
 
     def of(self, step: Step, norms: jax.Array) -> tuple[Added, jax.Array]:
         part = 1.0 if self.definition == "orthogonal" else step.scale
