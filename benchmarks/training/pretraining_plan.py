@@ -97,6 +97,7 @@ class Method:
 
 FULL = {1 / 16: 0, 1 / 4: -2, 1.0: -3}  # from 0.01, 0.0025 and half of that
 LOW = {1 / 16: 0, 1 / 4: -2, 1.0: -2}
+LATER = {1 / 16: 2, 1 / 4: 0, 1.0: -2}  # where GaLore, tuned before, has its best inside
 CONTROL = "Matrices not trained"
 METHODS = {
     "AdamW": Method({"optimizer": "adamw"}, FULL),
@@ -110,14 +111,14 @@ METHODS = {
     "GaLore": Method({"optimizer": "galore_adamw"}, LOW),
     "8-bit GaLore": Method({"optimizer": "galore_adamw8bit"}, LOW),
     "GaLore, moments rotated": Method(
-        {"optimizer": "galore_adamw"}, LOW, (*PLAIN, "moments=rotate")
+        {"optimizer": "galore_adamw"}, LATER, (*PLAIN, "moments=rotate")
     ),
-    "Fira": Method({"optimizer": "fira_adamw"}, LOW, (*PLAIN, "scale=1.0")),
-    "APOLLO": Method({"optimizer": "apollo_adamw"}, LOW),
-    "APOLLO-Mini": Method({"optimizer": "apollo_mini_adamw"}, LOW, (*PLAIN, "rank=1")),
-    "LDAdam": Method({"optimizer": "ldadam"}, LOW, (*PLAIN, "update_proj_gap=1")),
+    "Fira": Method({"optimizer": "fira_adamw"}, LATER, (*PLAIN, "scale=1.0")),
+    "APOLLO": Method({"optimizer": "apollo_adamw"}, LATER),
+    "APOLLO-Mini": Method({"optimizer": "apollo_mini_adamw"}, LATER, (*PLAIN, "rank=1")),
+    "LDAdam": Method({"optimizer": "ldadam"}, LATER, (*PLAIN, "update_proj_gap=1")),
     "Muon in the subspace": Method(
-        {"optimizer": "galore_muon"}, LOW, (*PLAIN, "consistent_rms=0.2")
+        {"optimizer": "galore_muon"}, LATER, (*PLAIN, "consistent_rms=0.2")
     ),
     "SGD with momentum": Method(
         {"optimizer": "sgd"}, {1 / 16: 6, 1 / 4: 6, 1.0: 6}, ("momentum=0.9",)
