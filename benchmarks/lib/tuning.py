@@ -16,7 +16,7 @@ def rate(exponent: int) -> float:
 
 
 def wanted(losses: Losses, start: Sequence[int]) -> list[int]:
-    """Exponents still to run: the grid's first ones, then what is missing beside the best.
+    """Exponents still to run: the grid's first ones, then those beside the best.
 
     Nothing is wanted once the best has a neighbour on either side.
     """

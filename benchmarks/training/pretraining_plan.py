@@ -97,7 +97,11 @@ class Method:
 
 FULL = {1 / 16: 0, 1 / 4: -2, 1.0: -3}  # from 0.01, 0.0025 and half of that
 LOW = {1 / 16: 0, 1 / 4: -2, 1.0: -2}
-LATER = {1 / 16: 2, 1 / 4: 0, 1.0: -2}  # where GaLore, tuned before, has its best inside
+LATER = {
+    1 / 16: 2,
+    1 / 4: 0,
+    1.0: -2,
+}  # where GaLore, tuned before, has its best inside
 CONTROL = "Matrices not trained"
 METHODS = {
     "AdamW": Method({"optimizer": "adamw"}, FULL),
@@ -115,8 +119,25 @@ METHODS = {
     ),
     "Fira": Method({"optimizer": "fira_adamw"}, LATER, (*PLAIN, "scale=1.0")),
     "APOLLO": Method({"optimizer": "apollo_adamw"}, LATER),
-    "APOLLO-Mini": Method({"optimizer": "apollo_mini_adamw"}, LATER, (*PLAIN, "rank=1")),
+    "APOLLO-Mini": Method(
+        {"optimizer": "apollo_mini_adamw"}, LATER, (*PLAIN, "rank=1")
+    ),
     "LDAdam": Method({"optimizer": "ldadam"}, LATER, (*PLAIN, "update_proj_gap=1")),
+    "LDAdam, no errors": Method(
+        {"optimizer": "ldadam"},
+        LATER,
+        (*PLAIN, "update_proj_gap=1", "error_feedback=False"),
+    ),
+    "SARA, moments rotated": Method(
+        {"optimizer": "galore_adamw"},
+        LATER,
+        (*PLAIN, "subspace=sara", "moments=rotate"),
+    ),
+    "Muon": Method(
+        {"optimizer": "muon"},
+        {1 / 16: 1, 1 / 4: -2, 1.0: -3},
+        (*PLAIN, "consistent_rms=0.2"),
+    ),
     "Muon in the subspace": Method(
         {"optimizer": "galore_muon"}, LATER, (*PLAIN, "consistent_rms=0.2")
     ),
