@@ -14,7 +14,7 @@ from galore_optax import memory
 def make(
     name: str, learning_rate: optax.ScalarOrSchedule, options: dict[str, Any]
 ) -> optax.GradientTransformation:
-    """The optimizer called `name`: `muon`, or as `python -m galore_optax plan` calls it.
+    """The optimizer called `name`, as `galore_optax.memory` calls it, or `muon`.
 
     Raises:
       ValueError: an unknown name or option; the nearest known ones are offered.
