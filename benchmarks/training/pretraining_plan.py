@@ -132,7 +132,7 @@ METHODS = {
     ),
     "Muon": Method(
         {"optimizer": "muon"},
-        {1 / 16: 1, 1 / 4: -1, 1.0: -3},
+        {1 / 16: 1, 1 / 4: 0, 1.0: -3},
         (*PLAIN, "consistent_rms=0.2"),
     ),
     "Muon in the subspace": Method(
