@@ -12,6 +12,7 @@ from galore_optax import subspace as subspace
 from galore_optax._asking.describe import describe as describe
 from galore_optax._asking.energy import captured_energy as captured_energy
 from galore_optax._asking.metrics import metrics as metrics
+from galore_optax._asking.overlap import basis_overlap as basis_overlap
 from galore_optax._asking.schedule import refresh_schedule as refresh_schedule
 from galore_optax._convert import convert_state as convert_state
 from galore_optax._galore import galore as galore

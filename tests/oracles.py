@@ -181,6 +181,20 @@ class Muon(Adam):
         return self.factor * newton_schulz(ahead + now, self.steps)
 
 
+@dataclasses.dataclass
+class Raw(Adam):
+    """The residual of SUMO, as it is."""
+
+    def direction(self, G: np.ndarray) -> np.ndarray:
+        R = self.renewed(G)
+        return self.scale * self._lift(self.inner(R)) + G - self._lift(R)
+
+
+@dataclasses.dataclass
+class Sumo(Raw, Muon):
+    """Around an orthogonalised momentum."""
+
+
 def newton_schulz(X: np.ndarray, steps: int) -> np.ndarray:
     """Muon's quintic iteration."""
     if X.shape[0] > X.shape[1]:

@@ -23,6 +23,7 @@ PARAMS = normal_like(
 )
 GRADIENTS = normal_like(PARAMS, seed=1)
 UP = "layers/up/kernel"
+NAMES = "energy", "projected_norm", "gradient_norm", "effective_rank", "age", "refused"
 # Sums of at most 600 squares in f32.
 CLOSE = {"rtol": 600 * 2.0**-24}
 
@@ -45,12 +46,8 @@ def norm(*arrays: Any) -> Any:
 
 
 def test_names(found: dict[str, Any]) -> None:
-    of_projected = {
-        f"{name}/{path}"
-        for name in ("energy", "projected_norm", "age", "refused", "gradient_norm")
-        for path in (UP, "w")
-    }
-    whole = {"energy", "projected_norm", "age", "refused", "gradient_norm"}
+    of_projected = {f"{name}/{path}" for name in NAMES for path in (UP, "w")}
+    whole = set(NAMES)
     assert set(found) == of_projected | whole | {"gradient_norm/embedding"}
     assert {x.shape for x in found.values()} == {()}
 
@@ -89,6 +86,66 @@ def test_coordinates_are_those_of_the_state() -> None:
     )
 
 
+def each_matrix(tree: Any) -> list[tuple[str, Any]]:
+    """Of gradients, or of projectors in pairs: path and value of each matrix."""
+    stack = tree["layers"]["up"]["kernel"]
+    stacked = zip(*stack, strict=True) if isinstance(stack, tuple) else stack
+    return [("w", tree["w"]), *((UP, one) for one in stacked)]
+
+
+def low(gradient: Any, bases: Any) -> np.ndarray:
+    """Coordinates: each basis along the axis that has its length."""
+    found = np.float64(gradient)
+    for basis in bases if isinstance(bases, tuple) else (bases,):
+        axis = found.shape.index(len(basis))
+        found = np.moveaxis(np.tensordot(found, basis, ((axis,), (0,))), -1, axis)
+    return found
+
+
+@pytest.mark.parametrize("proj_type", ["std", "full"])
+def test_effective_rank_is_that_of_the_singular_values(proj_type: str) -> None:
+    tx = go.galore(optax.adam(1e-3), rank=4, proj_type=proj_type)
+    state = stepped(tx)
+    found = go.metrics(tx, state, GRADIENTS)
+    least: dict[str, float] = {}
+    pairs = zip(each_matrix(GRADIENTS), each_matrix(state.projector), strict=True)
+    for (path, gradient), (_, bases) in pairs:
+        values = np.linalg.svd(low(gradient, bases), compute_uv=False) ** 2
+        rank = np.sum(values) ** 2 / np.sum(values**2)
+        assert 1 < rank < 4
+        least[path] = min(rank, least.get(path, np.inf))
+    least[""] = min(least.values())
+    for path, rank in least.items():
+        name = f"effective_rank/{path}".removesuffix("/")
+        np.testing.assert_allclose(found[name], rank, rtol=4 * CLOSE["rtol"])
+
+
+@pytest.mark.parametrize("proj_type", ["std", "full"])
+def test_overlap_is_the_trace_of_two_orthogonal_projections(proj_type: str) -> None:
+    tx = go.galore(optax.adam(1e-3), rank=4, update_proj_gap=1, proj_type=proj_type)
+    first = stepped(tx)
+    _, second = tx.update(normal_like(PARAMS, seed=2), first, PARAMS)
+    shapes = jax.eval_shape(lambda: PARAMS)
+    found = jax.jit(lambda *x: go.basis_overlap(tx, *x, shapes))(second, first)
+    same = go.basis_overlap(tx, first, first, PARAMS)
+    expected: dict[str, list[float]] = {"w": [], UP: []}
+    states = map(each_matrix, (first.projector, second.projector))
+    for (path, old), (_, new) in zip(*states, strict=True):
+        expected[path].append(trace(old, new))
+    for path, traces in expected.items():
+        np.testing.assert_allclose(np.ravel(found[path]), traces, atol=1e-5)
+        np.testing.assert_allclose(same[path], 1, atol=1e-5)
+        assert np.all(found[path] < 0.95)
+
+
+def trace(old: Any, new: Any) -> float:
+    """Of `P Pᵀ Q Qᵀ / r`; of two sides the smaller one."""
+    if isinstance(old, tuple):
+        return min(map(trace, old, new))
+    p, q = np.float64(old), np.float64(new)
+    return float(np.trace(p @ p.T @ q @ q.T)) / p.shape[1]
+
+
 def test_age_counts_from_the_update_that_renewed() -> None:
     tx = go.galore(optax.sgd(1.0), rank=4, update_proj_gap={UP: 2, "w": 3})
     state, ages = tx.init(PARAMS), []
@@ -107,6 +164,8 @@ def test_refusals_and_gradients_of_zero() -> None:
     assert int(found["refused/w"]) == int(found["refused"]) == 2
     assert int(found[f"refused/{UP}"]) == 0
     assert np.isnan(found["energy/w"])
+    assert np.isnan(found["effective_rank/w"])
+    assert found["effective_rank"] == found[f"effective_rank/{UP}"]
     assert found["gradient_norm/w"] == found["projected_norm/w"] == 0
     assert 0 < found["energy"] < 1
 

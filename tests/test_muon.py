@@ -14,7 +14,7 @@ from optax.contrib import MuonDimensionNumbers
 import galore_optax as go
 from galore_optax._asking.held import tree_bytes
 from tests.helpers import Tilted, normal_like, tilted
-from tests.oracles import Muon
+from tests.oracles import Muon, Sumo
 from tests.test_at_refresh import GAP, GRADIENTS, PARAMS, RANK, matrices
 
 LR = 0.01
@@ -85,6 +85,27 @@ def test_optaxs_own_as_the_inner() -> None:
     factor = math.sqrt(14 / RANK)
     oracle = Muon(RANK, GAP, tilted, scale=1.0, factor=factor, steps=NS_STEPS)
     assert_follow(ran(tx), [oracle])
+
+
+def test_sumo_is_its_parts() -> None:
+    """Muon in the subspace, moments that rotate, and the residual as it is."""
+    inner = optax.contrib.scale_by_muon(
+        ns_steps=NS_STEPS,
+        weight_dimension_numbers=lambda tree: jax.tree.map(
+            lambda _: MuonDimensionNumbers(), tree
+        ),
+    )
+    options = OPTIONS | {"weight_dimension_numbers": None}
+    parts = {"moments": go.moments.rotate(), "residual": go.residual.raw()}
+    tx = go.galore(inner, scale=1.0, proj_type="std", **options, **parts)
+    oracle = Sumo(RANK, GAP, tilted, moments="rotate", scale=1.0, steps=NS_STEPS)
+    params = {"wide": PARAMS["wide"]}
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step, gradient in enumerate(GRADIENTS):
+        found, state = update({"wide": gradient["wide"]}, state, params)
+        expected = oracle.direction(np.float64(gradient["wide"]))
+        error = np.linalg.norm(found["wide"] - expected) / np.linalg.norm(expected)
+        assert error < 1e-5, step
 
 
 def test_at_full_rank_it_is_muon() -> None:

@@ -17,7 +17,7 @@ from galore_optax import layerwise
 from galore_optax._asking.held import tree_bytes
 from tests.helpers import Tilted, normal, normal_like, tilted
 from tests.layered import MODEL, assert_close, batches, loss_of, parameters
-from tests.oracles import Fira
+from tests.oracles import Fira, Raw
 
 LR, RANK, GAP, STEPS, SCALE, DECAY = 0.01, 4, 10, 30, 0.25, 0.1
 # Optax' bias correction, 1 - b2ᵗ in f32, is off by 2⁻²⁴ / (1 - b2) in the first step.
@@ -83,6 +83,23 @@ def test_follows_the_formulas(definition: Any, proj_type: Any) -> None:
     assert all(3 < oracle.limits < STEPS - 3 for oracle in oracles)
     norms = [float(state[0].residual["wide"]), *map(float, state[0].residual["heads"])]
     np.testing.assert_allclose(norms, [x.before for x in oracles], rtol=1e-4)
+
+
+@pytest.mark.parametrize("proj_type", ["left", "right"])
+def test_the_raw_residual_follows_its_formula(proj_type: Any) -> None:
+    """Three refreshes, of a matrix and of a stack of two."""
+    options = OPTIONS | {"proj_type": proj_type, "residual": go.residual.raw()}
+    tx = go.galore(optax.scale_by_adam(**RATES), **options)
+    left = proj_type == "left"
+    oracles = [Raw(RANK, GAP, tilted, left, not left, **RATES) for _ in range(3)]
+    state, update = tx.init(PARAMS), jax.jit(tx.update)
+    for step in range(STEPS):
+        updates, state = update(gradients(step), state, PARAMS)
+        both = matrices(updates), matrices(gradients(step))
+        for oracle, found, G in zip(oracles, *both, strict=True):
+            expected = oracle.direction(G)
+            error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+            assert error < 1e-5, step
 
 
 def test_without_a_limit_no_step_depends_on_the_last() -> None:

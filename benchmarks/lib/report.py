@@ -21,6 +21,7 @@ import benchmarks.lib.front_tables
 import benchmarks.memory.tables
 import benchmarks.speed.gpu_tables
 import benchmarks.speed.tables
+import benchmarks.training.frontier_tables
 import benchmarks.training.tables
 import benchmarks.why.tables  # noqa: F401  # each registers its tables
 from benchmarks.lib import records, tables

@@ -16,7 +16,7 @@ def rate(exponent: int) -> float:
 
 
 def wanted(losses: Losses, start: Sequence[int]) -> list[int]:
-    """Exponents still to run: the grid's first ones, then beyond an edge that is best.
+    """Exponents still to run: the grid's first ones, then those beside the best.
 
     Nothing is wanted once the best has a neighbour on either side.
     """
@@ -24,9 +24,7 @@ def wanted(losses: Losses, start: Sequence[int]) -> list[int]:
     if missing:
         return missing
     best = argbest(losses)
-    if best == min(losses):
-        return [best - 1]
-    return [best + 1] if best == max(losses) else []
+    return [k for k in (best - 1, best + 1) if k not in losses]
 
 
 def argbest(losses: Losses) -> int:

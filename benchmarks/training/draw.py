@@ -120,11 +120,13 @@ def _ablations_caption(found: dict[str, Any]) -> str:
 
 def pretraining(found: dict[str, Any], model: str) -> None:
     rows = {
-        name: row for name, row in found["rows"].items() if name != found["control"]
+        name: row
+        for name, row in found["rows"].items()
+        if name != found["control"] and row["tuned"]
     }
     picture = pictures.figure(12, 5.2)
     left, right = picture.subplots(1, 2)
-    tints = colormaps["tab10"](range(len(rows)))
+    tints = colormaps["tab20"](range(len(rows)))
     colours = dict(zip(rows, tints, strict=True))
     _cost(pictures.plain(left), rows, colours)
     _rates(pictures.plain(right), rows, colours)

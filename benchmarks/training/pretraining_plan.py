@@ -97,6 +97,8 @@ class Method:
 
 FULL = {1 / 16: 0, 1 / 4: -2, 1.0: -3}  # from 0.01, 0.0025 and half of that
 LOW = {1 / 16: 0, 1 / 4: -2, 1.0: -2}
+# Of rows tuned after GaLore and APOLLO, around what was best for these.
+LATER = {1 / 16: 2, 1 / 4: 0, 1.0: -2}
 CONTROL = "Matrices not trained"
 METHODS = {
     "AdamW": Method({"optimizer": "adamw"}, FULL),
@@ -110,14 +112,31 @@ METHODS = {
     "GaLore": Method({"optimizer": "galore_adamw"}, LOW),
     "8-bit GaLore": Method({"optimizer": "galore_adamw8bit"}, LOW),
     "GaLore, moments rotated": Method(
-        {"optimizer": "galore_adamw"}, LOW, (*PLAIN, "moments=rotate")
+        {"optimizer": "galore_adamw"}, LATER, (*PLAIN, "moments=rotate")
     ),
-    "Fira": Method({"optimizer": "fira_adamw"}, LOW, (*PLAIN, "scale=1.0")),
-    "APOLLO": Method({"optimizer": "apollo_adamw"}, LOW),
-    "APOLLO-Mini": Method({"optimizer": "apollo_mini_adamw"}, LOW, (*PLAIN, "rank=1")),
-    "LDAdam": Method({"optimizer": "ldadam"}, LOW, (*PLAIN, "update_proj_gap=1")),
+    "Fira": Method({"optimizer": "fira_adamw"}, LATER, (*PLAIN, "scale=1.0")),
+    "APOLLO": Method({"optimizer": "apollo_adamw"}, LATER),
+    "APOLLO-Mini": Method(
+        {"optimizer": "apollo_mini_adamw"}, LATER | {1 / 4: 1}, (*PLAIN, "rank=1")
+    ),
+    "LDAdam": Method({"optimizer": "ldadam"}, LATER, (*PLAIN, "update_proj_gap=1")),
+    "LDAdam, no errors": Method(
+        {"optimizer": "ldadam"},
+        LATER,
+        (*PLAIN, "update_proj_gap=1", "error_feedback=False"),
+    ),
+    "SARA, moments rotated": Method(
+        {"optimizer": "galore_adamw"},
+        LATER,
+        (*PLAIN, "subspace=sara", "moments=rotate"),
+    ),
+    "Muon": Method(
+        {"optimizer": "muon"},
+        {1 / 16: 1, 1 / 4: 0, 1.0: -3},
+        (*PLAIN, "consistent_rms=0.2"),
+    ),
     "Muon in the subspace": Method(
-        {"optimizer": "galore_muon"}, LOW, (*PLAIN, "consistent_rms=0.2")
+        {"optimizer": "galore_muon"}, LATER, (*PLAIN, "consistent_rms=0.2")
     ),
     "SGD with momentum": Method(
         {"optimizer": "sgd"}, {1 / 16: 6, 1 / 4: 6, 1.0: 6}, ("momentum=0.9",)

@@ -72,27 +72,41 @@ def series(records: list[Record], name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in found], [value for _, value in found]
 
 
-def plot_energy(records: list[Record], path: Path, title: str) -> None:
-    """What each basis captures of the gradient, and their age, against the step."""
+def plot_projection(
+    records: list[Record], path: Path, title: str, prefix: str = "projection/"
+) -> None:
+    """What `galore_optax.metrics` told, its names after `prefix`, against the step."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (upper, lower) = plt.subplots(
-        2, 1, figsize=(7, 5), sharex=True, height_ratios=(3, 1), layout="constrained"
+    figure, (energy, rank, counts) = plt.subplots(
+        3, 1, figsize=(7, 7.5), sharex=True, height_ratios=(3, 2, 1),
+        layout="constrained",
+    )  # fmt: skip
+    _by_leaf(energy, records, f"{prefix}energy", "all of them")
+    _by_leaf(rank, records, f"{prefix}effective_rank", "the least")
+    energy.set(ylabel="energy captured", ylim=(0, 1), title=title)
+    energy.legend(fontsize="x-small", ncols=2)
+    rank.set(ylabel="effective rank", ylim=(1, None))
+    counts.plot(
+        *series(records, f"{prefix}age"), "k.-", linewidth=1, label="age, steps"
     )
-    prefix = "projection/energy/"
-    names = sorted({name for r in records for name in r if name.startswith(prefix)})
-    for name in names:
-        upper.plot(*series(records, name), label=name.removeprefix(prefix), linewidth=1)
-    upper.plot(*series(records, prefix[:-1]), "k", label="all of them", linewidth=2)
-    upper.set(ylabel="energy captured", ylim=(0, 1), title=title)
-    upper.legend(fontsize="x-small", ncols=2)
-    lower.plot(*series(records, "projection/age"), "k.-", linewidth=1)
-    lower.set(xlabel="step", ylabel="age, steps")
-    for axes in (upper, lower):
+    counts.plot(*series(records, f"{prefix}refused"), "C3", label="bases refused")
+    counts.set(xlabel="step")
+    counts.legend(fontsize="x-small")
+    for axes in (energy, rank, counts):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _by_leaf(axes: Any, records: list[Record], name: str, whole: str) -> None:
+    """A line a leaf, and a black one of all."""
+    found = {key for r in records for key in r if key.startswith(f"{name}/")}
+    for key in sorted(found):
+        label = key.removeprefix(f"{name}/")
+        axes.plot(*series(records, key), label=label, linewidth=1)
+    axes.plot(*series(records, name), "k", label=whole, linewidth=2)
 
 
 def plot(runs: dict[str, list[Record]], path: Path, title: str) -> None:

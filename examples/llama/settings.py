@@ -47,7 +47,8 @@ class Settings:
     tokenizer if that is a file, or else of a BPE trained on it."""
     optimizer: str = "galore_adamw"
     """AdamW is the yardstick: adamw. Any optimizer of optax, with galore_ before it for
-    its projected version, 8bit after it for moments in eight bits."""
+    its projected version, 8bit after it for moments in eight bits; or muon, which is
+    that of optax.contrib for the layers' matrices and AdamW for the rest."""
     options: tuple[str, ...] = ()
     """Of the optimizer, as in: rank=128 scale=0.25 subspace=svd weight_decay=0.01."""
 

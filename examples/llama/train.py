@@ -283,7 +283,7 @@ class Trainer:
         if records:
             metrics.plot({self.name: records}, out / "loss.png", self.run.start.sizes)
         if any("projection/energy" in record for record in records):
-            metrics.plot_energy(records, out / "energy.png", self.name)
+            metrics.plot_projection(records, out / "projection.png", self.name)
 
 
 def _memory() -> dict[str, int]:

@@ -61,16 +61,17 @@ def captured_energy(
 
 
 def _energy(matrix: Matrix, projectors: Projectors, gradient: jax.Array) -> jax.Array:
-    inside, total, _ = squares(matrix, projectors, gradient)
-    return inside / total
+    found = squares(matrix, projectors, gradient)
+    return found.inside / found.total
 
 
 class Squares(NamedTuple):
-    """Squared norms of a gradient's matrices, each an array of the batch shape."""
+    """Squared norms of a gradient's matrices, arrays of the batch shape."""
 
     inside: jax.Array  # of the coordinates
     total: jax.Array
     unit: jax.Array  # what both are squares of multiples of
+    coordinates: jax.Array  # in this unit
 
 
 def squares(matrix: Matrix, projectors: Projectors, gradient: jax.Array) -> Squares:
@@ -84,4 +85,5 @@ def squares(matrix: Matrix, projectors: Projectors, gradient: jax.Array) -> Squa
     within = [letter not in batch for letter in matrix.coordinate_letters]
     inside = [axis for axis, sums in enumerate(within) if sums]
     others = [axis for axis in range(gradient.ndim) if axis not in matrix.batch]
-    return Squares(jnp.sum(coordinates**2, inside), jnp.sum(gradient**2, others), unit)
+    sums = jnp.sum(coordinates**2, inside), jnp.sum(gradient**2, others)
+    return Squares(*sums, unit, coordinates)

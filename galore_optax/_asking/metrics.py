@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from galore_optax._asking.effective_rank import effective_rank
 from galore_optax._asking.energy import squares
 from galore_optax._asking.record import galore_states, plans_of
 from galore_optax._projector.project import accumulation_dtype
@@ -24,20 +25,27 @@ def metrics(
 
     - `energy/PATH`, :math:`\|P^T G\|_F^2 / \|G\|_F^2`, NaN where a gradient is zero;
     - `projected_norm/PATH`, :math:`\|P^T G\|_F`;
+    - `effective_rank/PATH`, :math:`(\sum_i \lambda_i)^2 / \sum_i \lambda_i^2` of the
+      eigenvalues of :math:`R R^T` with :math:`R = P^T G`, the least of a stack: the
+      number of directions, from 1 to `rank`, that would hold the coordinates if they
+      were spread evenly; NaN where a gradient is zero;
     - `age/PATH`, int32: updates since the one that renewed the basis, the oldest of a
       stack; 0 right after;
     - `refused/PATH`, int32: new bases that failed the check, and were not taken;
 
     for each leaf `gradient_norm/PATH`, :math:`\|G\|_F`; and the same names alone for
     the whole tree: the energy of all projected leaves together, the norms of all
-    gradients and of all coordinates, the greatest age, the sum of refusals.
+    gradients and of all coordinates, the least effective rank that is a number, the
+    greatest age, the sum of refusals.
 
     An energy that falls while the age grows asks for a smaller `update_proj_gap`; one
     that is low right after a refresh for a higher rank. Refusals that grow point to
-    gradients that are zero or not finite. `captured_energy` has each matrix of a stack.
+    gradients that are zero or not finite, an effective rank far below `rank` to a rank
+    that need not be so large. `captured_energy` has each matrix of a stack, and
+    `basis_overlap` what a basis kept of an earlier one.
 
-    Nothing is stored for it: it costs one more projection where it is called, under
-    `jit` too, and nothing elsewhere.
+    Nothing is stored for it: it costs one more projection where it is called and a
+    product of coordinates with themselves, under `jit` too, and nothing elsewhere.
 
     Args:
       tx: a transformation that contains `galore`, however wrapped.
@@ -84,6 +92,7 @@ class _Watched(NamedTuple):
     path: str
     energy: jax.Array
     projected_norm: jax.Array
+    effective_rank: jax.Array
     age: jax.Array
     refused: jax.Array
 
@@ -97,14 +106,14 @@ def _watch(plan: Any, state: GaLoreState, by_path: dict[str, Any]) -> list[_Watc
     )
     watched = []
     for matrix, projectors, last, refused in zip(*columns, strict=True):
-        inside, total, unit = squares(matrix, projectors, by_path[matrix.path])
-        inside, total = jnp.sum(inside), jnp.sum(total)
+        found = squares(matrix, projectors, by_path[matrix.path])
+        inside, total = jnp.sum(found.inside), jnp.sum(found.total)
         # The state counts the update that may have renewed it, too.
         age = state.count - 1 - jnp.min(last)
-        norm = unit * jnp.sqrt(inside)
-        watched.append(
-            _Watched(matrix.path, inside / total, norm, age, jnp.sum(refused))
-        )
+        norm = found.unit * jnp.sqrt(inside)
+        spread = jnp.min(effective_rank(matrix, found.coordinates))
+        numbers = inside / total, norm, spread, age, jnp.sum(refused)
+        watched.append(_Watched(matrix.path, *numbers))
     return watched
 
 
@@ -120,6 +129,9 @@ def _named(
         "gradient_norm": _together(list(norms.values())),
         "projected_norm": projected,
         "energy": (projected / whole) ** 2,
+        "effective_rank": jnp.nanmin(
+            jnp.stack([leaf.effective_rank for leaf in watched])
+        ),
         "age": jnp.max(jnp.stack([leaf.age for leaf in watched])),
         "refused": jnp.sum(jnp.stack([leaf.refused for leaf in watched])),
     }

@@ -10,3 +10,4 @@ from galore_optax.residual._base import Residual as Residual
 from galore_optax.residual._base import Step as Step
 from galore_optax.residual.apollo import apollo as apollo
 from galore_optax.residual.fira import fira as fira
+from galore_optax.residual.raw import raw as raw

@@ -71,6 +71,10 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
     "galore(adam), sara": lambda: go.galore(
         optax.adam(LR), rank=4, subspace=go.subspace.sara(), update_proj_gap=2
     ),
+    "galore(adam), raw residual": lambda: optax.chain(
+        go.galore(optax.scale_by_adam(), rank=4, residual=go.residual.raw()),
+        optax.scale_by_learning_rate(LR),
+    ),
     "galore(adam), dct": lambda: go.galore(
         optax.adam(LR),
         rank=4,
@@ -143,6 +147,7 @@ every = _rows(TRANSFORMATIONS, QUICK)
 INSIDE = (
     "quantized(adam)",
     "chain",
+    "galore(adam), raw residual",
     "fira_adamw",
     "apollo_adamw",
     "apollo_mini_adamw",

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from galore_optax import memory
@@ -103,6 +105,27 @@ def test_every_optimizer_takes_a_step(name: str) -> None:
     tx = optimizers.make(name, 1e-3, options | needs_key)
     updates, _ = tx.update(params, tx.init(params), params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+def test_muon_turns_each_matrix_of_a_stack_and_nothing_else() -> None:
+    """A matrix of a stack gets what it would get alone, an embedding Adam's."""
+    kernel = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    embedding = jnp.arange(-6.0, 6).reshape(4, 3)
+    params = {"layers": {"up": {"kernel": kernel}}, "embedding": embedding}
+    tx = optimizers.make("muon", 1.0, {"consistent_rms": 0.2})
+    updates, state = tx.update(params, tx.init(params), params)
+    alone = optax.contrib.muon(1.0, consistent_rms=0.2)
+    for n in range(2):
+        expected, _ = alone.update(kernel[n], alone.init(kernel[n]), kernel[n])
+        found = updates["layers"]["up"]["kernel"][n]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    adam = optax.adam(1.0)
+    expected, _ = adam.update(embedding, adam.init(embedding))
+    np.testing.assert_array_equal(updates["embedding"], expected)
+    numbers = sum(x.size for x in jax.tree.leaves(state) if x.ndim > 1)
+    assert numbers == kernel.size + 2 * embedding.size
+    with pytest.raises(TypeError, match="ns_step"):
+        optimizers.make("muon", 1.0, {"ns_step": 3})
 
 
 def test_differences_name_what_changed() -> None:

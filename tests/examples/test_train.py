@@ -53,7 +53,7 @@ def test_what_a_projection_captures_is_recorded(files: Path, tmp_path: Path) -> 
     assert metrics.series(records, "projection/age")[1] == [1, 0, 1]
     assert metrics.series(records, "gradient_norm")[0] == [1, 2, 4, 5]
     assert metrics.read(tmp_path / "metrics.jsonl") == records
-    assert (tmp_path / "energy.png").stat().st_size > 10_000
+    assert (tmp_path / "projection.png").stat().st_size > 10_000
 
 
 def test_accumulation_changes_nothing_but_rounding(files: Path, tmp_path: Path) -> None:
