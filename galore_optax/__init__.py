@@ -5,6 +5,8 @@ from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
 from galore_optax import codes as codes
+from galore_optax import layerwise as layerwise
+from galore_optax import memory as memory
 from galore_optax import moments as moments
 from galore_optax import refresh as refresh
 from galore_optax import residual as residual

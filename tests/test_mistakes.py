@@ -115,6 +115,8 @@ def test_an_unfiltered_equinox_model_is_refused_by_all_that_need_shapes() -> Non
         lambda: go.describe(tx, model),
         lambda: go.refresh_schedule(tx, model),
         lambda: go.convert_state((), tx, tx, model),
+        lambda: go.state_shardings(tx, model),
+        lambda: go.sharded(tx, model),
     ):
         with pytest.raises(TypeError, match=r"'activation' .*eqx\.is_inexact_array"):
             ask()

@@ -289,3 +289,23 @@ def finetuning_llama_samples(found: Found) -> str:
     texts |= {f"{run['method']}, {run['rate']:g}": run["sample"] for run in runs}
     rows = [(name, " ".join(text.split())) for name, text in texts.items()]
     return table(("", f'after the prompt "{found["prompt"]}"'), rows)
+
+
+@of("training/digits")
+def digits(found: Found) -> str:
+    """After the last epoch, each method's rates in order."""
+    names = {"adamw": "AdamW", "galore": "GaLore"}
+    rows = [
+        (
+            names[run["method"]],
+            f"{run['rate']:g}",
+            f"{run['loss'][-1]:.4f}",
+            f"{run['accuracy'][-1]:.2%}",
+            f"{run['state_bytes']:,} bytes",
+        )
+        for run in sorted(
+            found["runs"].values(), key=lambda run: (run["method"], run["rate"])
+        )
+    ]
+    losses = "mean loss of the last epoch", "test images classified correctly"
+    return table(("", "learning rate", *losses, "optimizer state"), rows)

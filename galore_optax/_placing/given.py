@@ -38,10 +38,12 @@ def given(params: Any, shardings: Any = None) -> Given:
         tree like `params` or a prefix of it; `None` where the leaves of `params` tell.
 
     Raises:
+      TypeError: a leaf is no array, such as a function of an unfiltered Equinox model.
       ValueError: a leaf lies on no mesh, or on another one; a mesh axis does not divide
         an axis of a leaf.
     """
     flat = flatten(params)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flat.values]
     nodes = flat.nodes if shardings is None else _like(flat, shardings)
     found = {
         path: _sharding(path, node)
@@ -50,7 +52,6 @@ def given(params: Any, shardings: Any = None) -> Given:
     _check_meshes(found)
     for path, value in flat.items():
         _check_axes(path, tuple(value.shape), found[path])
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flat.values]
     boxed = [is_box(node) for node in flat.nodes]
     tree = flat.rebuild(shapes, boxed)
     return Given(flatten(tree), found)
@@ -96,7 +97,8 @@ def _sharding(path: str, node: Any) -> NamedSharding:
     raise ValueError(
         f"'{path}' lies on no mesh, so that nothing tells where its state is to lie."
         " Put the parameters on one, jax.device_put(params, shardings), or pass"
-        " NamedShardings in a tree like params as a third argument."
+        " NamedShardings in a tree like params as a third argument, which"
+        " flax.linen.get_sharding(params, mesh) makes of boxes."
     )
 
 

@@ -68,7 +68,7 @@ def state_shardings(
       a tree like `tx.init(params)` of `NamedSharding`s.
 
     Raises:
-      TypeError: `tx` is no transformation.
+      TypeError: `tx` is no transformation; a leaf is no array.
       ValueError: a leaf lies on no mesh, or on another mesh than the rest, or is split
         unevenly; a mesh axis of `spread` does not exist; axes are Auto and Explicit.
 
