@@ -48,6 +48,7 @@ def many_devices(found: Found) -> str:
     """GB on each chip."""
     rows = [
         (
+            str(row["chips"]),
             f"`{row['optimizer']}`",
             row["step"],
             gb(row["arguments"]),
@@ -58,7 +59,7 @@ def many_devices(found: Found) -> str:
         )
         for row in found["rows"]
     ]
-    head = "GB on each of 16 chips", "step", "arguments", "temporaries", "total"
+    head = "chips", "GB on each", "step", "arguments", "temporaries", "total"
     sent = "gathered", "dealt out", "s to compile"
     return table((*head, *sent), rows)
 
