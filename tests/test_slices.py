@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products with a stack's projectors, a layer at a time: the same bits, small gathers."""
+"""Products with a stack's projectors, a layer at a time: the same bits."""
 
 from typing import Any
 

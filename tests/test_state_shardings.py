@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import galore_optax as go
-from galore_optax import layerwise, memory
+from galore_optax import memory
 from tests.helpers import Tilted
 from tests.meshes import AUTO, EIGHT_BIT, EXPLICIT, LR, eight, galore, is_shape, mesh_of
 
@@ -178,20 +178,6 @@ def test_sharded_is_for_the_parameters_that_it_was_told_of() -> None:
         tx.init({"other": jnp.ones((16, 64))})
     with pytest.raises(ValueError, match=r"'dense/kernel' is \(16, 64\).* \(16, 32\)"):
         tx.init({"dense": {"kernel": jnp.ones((16, 32))}})
-
-
-def test_layerwise_takes_the_transformation_itself() -> None:
-    model = layerwise.Model(
-        embed=lambda params, batch: batch,
-        block=lambda params, x, batch: x @ params["up"]["kernel"],
-        head=lambda params, embed, x, batch: x.sum(),
-    )
-    blocks = {"up": {"kernel": jnp.ones((2, 16, 16))}}
-    params = layerwise.Params({}, blocks, {})
-    lying = NamedSharding(abstract_mesh(), P())
-    step = layerwise.make_step(model, go.sharded(galore(), params, lying))
-    with pytest.raises(ValueError, match="layerwise"):
-        step.init(params)
 
 
 def of_7b(mesh: Any, axis: int) -> Any:

@@ -24,7 +24,9 @@ from galore_optax._xla.sharding import Names, made_of, names_of
 class Placed(optax.GradientTransformationExtraArgs):
     """A transformation that keeps its state where it was declared to lie."""
 
+    tx: optax.GradientTransformation  # by itself
     given: Given
+    spread: Names
     shardings: Any  # of the state
 
 
