@@ -11,7 +11,8 @@ import optax
 from galore_optax._context import Declared, within
 from galore_optax._inner.eager import compiled
 from galore_optax._placing.given import Given, check_declared, check_paths, given
-from galore_optax._placing.state import Placed, shardings_of, spread_over
+from galore_optax._placing.room import refuse_without_room
+from galore_optax._placing.state import Placed, placed_state, spread_over
 from galore_optax._selection.leaves import Placeholder, flatten
 from galore_optax._xla.sharding import Names, place
 
@@ -43,8 +44,9 @@ def sharded(
       Updates lie where the parameters do.
 
     Raises:
-      ValueError: as `state_shardings`; in `init` and `update`, the parameters are not
-        those that were declared.
+      ValueError: as `state_shardings`; a device of the mesh says that it has less
+        memory than its part of the state takes; in `init` and `update`, the parameters
+        are not those that were declared.
 
     Example:
       >>> import galore_optax, jax, jax.numpy as jnp, optax
@@ -59,12 +61,14 @@ def sharded(
       ('fsdp',)
     """
     of_params, over = given(params, shardings), spread_over(spread)
-    kept = _Kept(tx, of_params, over, shardings_of(tx, of_params, over))
+    state, places = placed_state(tx, of_params, over)
+    refuse_without_room(state, places)
+    kept = _Kept(tx, of_params, over, places)
     result = Placed(
         *compiled(optax.GradientTransformationExtraArgs(kept.init, kept.update))
     )
     result.tx, result.given, result.spread = tx, of_params, over
-    result.shardings = kept.shardings
+    result.shardings = places
     return result
 
 
