@@ -101,10 +101,10 @@ def _lift_one(
     if dtype == jnp.bfloat16 and factor is not None:
         factor = away_from_zero(factor, dtype)
         low = (low / factor.astype(low.dtype)).astype(dtype)
-        return factor * (lift(matrix, projectors, low, sharding).astype(dtype) + weight)
-    low = low.astype(dtype) if dtype.itemsize <= 2 else low
-    full = lift(matrix, projectors, low, sharding)
-    full = full.astype(dtype) if dtype.itemsize <= 2 else full
+        return factor * (lift(matrix, projectors, low, sharding, dtype) + weight)
+    narrow = dtype if dtype.itemsize <= 2 else None
+    low = low if narrow is None else low.astype(narrow)
+    full = lift(matrix, projectors, low, sharding, narrow)
     if factor is not None:
         array = factor * weight.astype(factor.dtype)
     return full if array is None else full + array.astype(full.dtype)

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from galore_optax._selection.leaves import Flat, flatten, is_box
+from galore_optax._selection.matrices import few
 from galore_optax._xla.sharding import leaf_sharding, names_of, shards
 
 
@@ -55,6 +56,30 @@ def given(params: Any, shardings: Any = None) -> Given:
     boxed = [is_box(node) for node in flat.nodes]
     tree = flat.rebuild(shapes, boxed)
     return Given(flatten(tree), found)
+
+
+def check_declared(given: Given, params: Any) -> None:
+    """Raises unless `params` are those that were declared."""
+    flat = flatten(params)
+    check_paths(given, flat.paths)
+    for (path, value), shape in zip(flat.items(), given.shapes.values, strict=True):
+        if value.shape != shape.shape:
+            raise ValueError(
+                f"sharded was told that '{path}' is {shape.shape}, and was given"
+                f" {value.shape}. {_REMEDY}"
+            )
+
+
+def check_paths(given: Given, paths: tuple[str, ...]) -> None:
+    if paths != given.shapes.paths:
+        others = few(set(paths) ^ set(given.shapes.paths))
+        raise ValueError(
+            "sharded was told of other parameters than it was given; they differ in"
+            f" {others}. {_REMEDY}"
+        )
+
+
+_REMEDY = "Make it with the parameters that are trained: sharded(tx, params)."
 
 
 def _like(flat: Flat, shardings: Any) -> Sequence[Any]:
