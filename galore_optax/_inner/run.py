@@ -97,7 +97,7 @@ def _lift_one(
     form is off by a few roundings of the sum, as is the update that it becomes.
     """
     sharding, dtype = sharding_of(matrix.path, weight), weight.dtype
-    factor, array = decay
+    factor, _ = decay
     if dtype == jnp.bfloat16 and factor is not None:
         factor = away_from_zero(factor, dtype)
         low = (low / factor.astype(low.dtype)).astype(dtype)
@@ -105,9 +105,14 @@ def _lift_one(
     narrow = dtype if dtype.itemsize <= 2 else None
     low = low if narrow is None else low.astype(narrow)
     full = lift(matrix, projectors, low, sharding, narrow)
-    if factor is not None:
-        array = factor * weight.astype(factor.dtype)
+    array = decay_of(weight, decay)
     return full if array is None else full + array.astype(full.dtype)
+
+
+def decay_of(weight: jax.Array, decay: Decay) -> jax.Array | None:
+    """What decay adds to the update of `weight`."""
+    factor, array = decay
+    return array if factor is None else factor * weight.astype(factor.dtype)
 
 
 def run_inner(
