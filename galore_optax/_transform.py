@@ -43,6 +43,7 @@ from galore_optax._selection.leaves import (
     Flat,
     Placeholder,
     flatten,
+    in_dtype,
     without_placeholders,
 )
 from galore_optax._selection.matrices import Plan, same_leaves
@@ -360,5 +361,5 @@ def _without_functions(plan: Plan, flat: Flat) -> Flat:
 def _emit(plan: Plan, directions: Sequence[jax.Array], like: Flat) -> Any:
     """The updates as a tree like the gradients, in the dtypes of the parameters."""
     dtypes = [jax.dtypes.canonicalize_dtype(value.dtype) for value in like.values]
-    values = [x.astype(dtype) for x, dtype in zip(directions, dtypes, strict=True)]
+    values = list(map(in_dtype, directions, dtypes))
     return plan.flat.rebuild(values, [True] * len(values))

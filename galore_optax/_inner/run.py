@@ -16,7 +16,7 @@ from galore_optax._inner.params_use import Arguments, Decay, ParamsUse, read_use
 from galore_optax._inner.readings import Known, Readings, types
 from galore_optax._placing.declared import beside_moments
 from galore_optax._projector.project import lift, project, zero_coordinates
-from galore_optax._selection.leaves import Flat, flatten
+from galore_optax._selection.leaves import Flat, flatten, in_dtype
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.moments import holds_coded
 from galore_optax._storage.projectors import Projectors
@@ -71,7 +71,7 @@ class Frame:
         return result
 
     def cast(self, values: Sequence[jax.Array]) -> list[jax.Array]:
-        return [x.astype(dtype) for x, dtype in zip(values, self.dtypes, strict=True)]
+        return list(map(in_dtype, values, self.dtypes))
 
     def pairs(self) -> list[tuple[Matrix, Projectors]]:
         return list(zip(self.plan.projected, self.projectors, strict=True))
