@@ -184,7 +184,10 @@ def _update(
         coordinates = project_all(plan, state)
     like = weights or plan.flat
     frame = Frame(
-        plan, tuple(_state.read(plan, state)), tuple(_dtypes(plan, config, like))
+        plan,
+        tuple(_state.read(plan, state)),
+        tuple(_dtypes(plan, config, like)),
+        config.moment_dtype,
     )
     directions, decay, inner_state = run_inner(
         inner_of(plan),

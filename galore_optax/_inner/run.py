@@ -18,7 +18,7 @@ from galore_optax._placing.declared import beside_moments
 from galore_optax._projector.project import lift, project, zero_coordinates
 from galore_optax._selection.leaves import Flat, flatten, in_dtype
 from galore_optax._selection.matrices import Matrix, Plan
-from galore_optax._storage.moments import holds_coded
+from galore_optax._storage.moments import holds_coded, name
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla.order import InTurn, one_by_one
 from galore_optax._xla.sharding import leaf_sharding, place, sharding_of
@@ -36,6 +36,7 @@ class Frame:
     plan: Plan
     projectors: tuple[Projectors, ...]
     dtypes: tuple[jnp.dtype, ...]  # what the inner computes in, by leaf
+    moment_dtype: jnp.dtype | None = None  # where the user names one for all
 
     def weights(self, values: Sequence[jax.Array]) -> list[jax.Array]:
         """`Z = PᵀW / scale`, the coordinates that the inner's updates add to."""
@@ -205,6 +206,8 @@ class _FullSize:
         treedef: Any = jax.tree.structure(self.state)
         shapes = jax.eval_shape(self.init, self._tree(self._values))
         _check_state(shapes, self.state)
+        if self.frame.moment_dtype is not None:
+            _check_dtypes(shapes, self.state)
 
         def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
             updates, new = self.update(
@@ -296,6 +299,24 @@ def _check_state(expected: Any, found: Any) -> None:
         " Where both names are the same, labels or masks of the inner go by the number"
         " of axes or by sizes, which coordinates do not share: choose them by path."
     )
+
+
+def _check_dtypes(expected: Any, found: Any) -> None:
+    """Raises unless moments have the floating dtypes that the inner gives them."""
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(expected),
+        jax.tree.leaves(found),
+        strict=True,
+    )
+    for (path, wanted), given in pairs:
+        floats = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (wanted, given))
+        if floats and wanted.dtype != given.dtype:
+            raise ValueError(
+                f"the state given to update has '{name(path)}' in {given.dtype}, and"
+                f" this optimizer keeps it in {wanted.dtype}, by its moment_dtype."
+                " galore_optax.convert_state(state, old, new, params) turns one into"
+                " the other; or begin anew with tx.init(params)."
+            )
 
 
 def _outline(state: Any) -> str:
