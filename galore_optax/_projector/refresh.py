@@ -284,8 +284,8 @@ def counted(
     """The counters, `joined` so far, after step `count`, when those owed were tried."""
     last = jnp.where(accepted, count, counters[0])
     refused = counters[1] + (owed & ~accepted).astype(jnp.int32)
-    leaves = zip(*by_leaf(plan, (last, refused), count), strict=True)
-    return Refresh(*map(plan.arrange, leaves), rest)
+    lasts, refusals = zip(*by_leaf(plan, (last, refused), count), strict=True)
+    return Refresh(plan.arrange(lasts), plan.arrange(refusals), rest)
 
 
 def rest_of(plan: Plan, refresh: Refresh) -> jax.Array | None:
