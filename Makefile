@@ -62,6 +62,7 @@ bench: .venv/rivals
 	set -e; for name in $(SPEED); do $(RUN).speed.$$name; done
 	$(RUN).memory.state_bytes
 	$(RUN).memory.state_per_device
+	$(RUN).memory.weak_scaling
 	$(RUN).memory.plan_paper
 	$(RUN).memory.never_formed wire
 	$(RUN).memory.never_formed flops

@@ -10,4 +10,4 @@ from pathlib import Path
 _EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 # The benchmarks train with the examples, which are programs and no packages.
-sys.path[:0] = [str(_EXAMPLES / name) for name in ("llama", "finetune")]
+sys.path[:0] = [str(_EXAMPLES / name) for name in ("llama", "finetune", "vit")]

@@ -5,6 +5,8 @@ from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
 from galore_optax import codes as codes
+from galore_optax import layerwise as layerwise
+from galore_optax import memory as memory
 from galore_optax import moments as moments
 from galore_optax import refresh as refresh
 from galore_optax import residual as residual
@@ -33,7 +35,6 @@ from galore_optax._projector.refresh import Refresh as Refresh
 from galore_optax._selection.dimensions import match_paths as match_paths
 from galore_optax._selection.rule import Leaf as Leaf
 from galore_optax._state import GaLoreState as GaLoreState
-from galore_optax._storage.projectors import QuantizedProjector as QuantizedProjector
 from galore_optax._storage.quantized import quantized as quantized
 from galore_optax._wrapping.chain import chain as chain
 from galore_optax._wrapping.inject import STATIC_ARGS as STATIC_ARGS
@@ -44,6 +45,7 @@ from galore_optax._wrapping.multi_steps import (
 )
 from galore_optax.backward import explain as explain
 from galore_optax.backward import value_and_projected_grad as value_and_projected_grad
+from galore_optax.codes.affine import QuantizedProjector as QuantizedProjector
 
 try:
     __version__ = _version("galore_optax")

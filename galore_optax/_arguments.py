@@ -50,7 +50,8 @@ def check_rank(rank: Any, path: str = "") -> int | float:
         )
     if isinstance(rank, (float, np.floating)):
         return _share(float(rank), path)
-    return _positive_int("rank", rank, path)
+    share = ", a share of the shorter dimension such as 0.25"
+    return _positive_int("rank", rank, path, share)
 
 
 def _share(rank: float, path: str) -> float:
@@ -122,15 +123,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, jax.Array) and value.ndim == 0
 
 
-def _positive_int(name: str, value: Any, path: str) -> int:
+def _positive_int(name: str, value: Any, path: str, other: str = "") -> int:
     try:
         number = operator.index(value)
     except TypeError:
         number = 0
     if isinstance(value, bool) or number < 1:
         raise ValueError(
-            f"{name}={value!r}{_where(path)} must be a positive int, or a callable of"
-            " one galore_optax.Leaf that returns one, or a dictionary of such by"
+            f"{name}={value!r}{_where(path)} must be a positive int{other}, a callable"
+            " of one galore_optax.Leaf that returns one, or a dictionary of such by"
             " pattern."
         )
     return number

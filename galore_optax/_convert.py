@@ -24,8 +24,9 @@ from galore_optax._projector.project import accumulation_dtype
 from galore_optax._selection.leaves import by_end
 from galore_optax._selection.matrices import Matrix, few
 from galore_optax._storage.moments import MomentStorage, is_coded, name
-from galore_optax._storage.projectors import Floating, QuantizedProjector
+from galore_optax._storage.projectors import Floating
 from galore_optax._storage.quantized import MOMENTS
+from galore_optax.codes.affine import QuantizedProjector
 from galore_optax.subspace._base import matmul, orthonormalise
 
 # Keys of the state of a `galore`, and of a leaf below it.

@@ -8,11 +8,8 @@ import jax
 from galore_optax._projector.refresh import Refresh
 from galore_optax._selection.leaves import is_box, is_masked
 from galore_optax._selection.matrices import Matrix, Plan
-from galore_optax._storage.projectors import (
-    Projectors,
-    QuantizedProjector,
-    describe_stored,
-)
+from galore_optax._storage.projectors import Projectors, describe_stored
+from galore_optax.codes.affine import QuantizedProjector
 
 
 class GaLoreState(NamedTuple):

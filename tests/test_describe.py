@@ -181,6 +181,14 @@ def test_a_number_inside_a_name_is_no_layer() -> None:
     assert paths(params) == ["w1", "w2"]
 
 
+def test_a_scale_of_a_small_leaf_is_no_warning() -> None:
+    params = {"dense": {"kernel": jnp.ones((64, 128)), "bias": jnp.ones(64)}}
+    report = go.describe(go.galore_adamw8bit(1e-3, rank=8), params)
+    bias = next(leaf for leaf in report if leaf.path == "dense/bias")
+    assert bias.state_bytes > bias.adam_bytes
+    assert "!" not in str(report)
+
+
 def test_columns_are_explained() -> None:
     text = str(go.describe(adam(), {"blocks": [block(), block()]}))
     assert "\nmatrix: batch x (output x input); side: left projects the output" in text

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import galore_optax as go
 from galore_optax._placing.deal import Deal
+from galore_optax._projector import owners
 from tests.helpers import normal, normal_like
 from tests.meshes import (
     ADAM,
@@ -119,19 +120,30 @@ def placed(layout: str, kind: AxisType) -> tuple[Any, Any]:
     return mesh, {name: NamedSharding(mesh, spec) for name, spec in specs}
 
 
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(params=["at once", "in rounds"])
+def held(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large matrices each device is dealt one at a time."""
+    if request.param == "in rounds":
+        monkeypatch.setattr(owners, "HELD_BYTES", 0)
+
+
 @pytest.mark.parametrize(
-    ("layout", "kind", "storage", "method"),
+    ("held", "layout", "kind", "storage", "method"),
     [
-        ("kept", AUTO, "f32", "power"),
-        ("layers", EXPLICIT, "int8", "power"),
-        pytest.param("kept", EXPLICIT, "f32", "svd", marks=pytest.mark.slow),
-        pytest.param("projected", EXPLICIT, "f32", "power", marks=pytest.mark.slow),
-        pytest.param("projected", AUTO, "int8", "eigh", marks=pytest.mark.slow),
-        pytest.param("layers", AUTO, "f32", "svd", marks=pytest.mark.slow),
+        ("in rounds", "kept", AUTO, "f32", "power"),
+        ("at once", "layers", EXPLICIT, "int8", "power"),
+        pytest.param("at once", "kept", EXPLICIT, "f32", "svd", marks=SLOW),
+        pytest.param("in rounds", "projected", EXPLICIT, "f32", "power", marks=SLOW),
+        pytest.param("at once", "projected", AUTO, "int8", "eigh", marks=SLOW),
+        pytest.param("in rounds", "layers", AUTO, "int8", "svd", marks=SLOW),
     ],
+    indirect=["held"],
 )
 def test_bases_have_the_bits_of_one_device(
-    layout: str, kind: AxisType, storage: str, method: str
+    held: None, layout: str, kind: AxisType, storage: str, method: str
 ) -> None:
     zeros = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
     mesh, places = placed(layout, kind)
@@ -172,16 +184,19 @@ def compiled_refresh(params: Any, mesh: Any, **options: Any) -> str:
 
 @pytest.mark.optimized
 @pytest.mark.parametrize(
-    ("layout", "kind"),
+    ("held", "layout", "kind"),
     [
-        ("kept", AUTO),
-        ("layers", EXPLICIT),
-        pytest.param("kept", EXPLICIT, marks=pytest.mark.slow),
-        pytest.param("layers", AUTO, marks=pytest.mark.slow),
+        ("in rounds", "kept", AUTO),
+        ("at once", "layers", EXPLICIT),
+        pytest.param("in rounds", "kept", EXPLICIT, marks=SLOW),
+        pytest.param("at once", "layers", AUTO, marks=SLOW),
+        pytest.param("in rounds", "projected", AUTO, marks=SLOW),
+        pytest.param("at once", "projected", EXPLICIT, marks=SLOW),
     ],
+    indirect=["held"],
 )
 def test_a_refresh_works_on_its_share_and_gathers_no_gradient(
-    layout: str, kind: AxisType
+    held: None, layout: str, kind: AxisType
 ) -> None:
     mesh, places = placed(layout, kind)
     params = {

@@ -32,13 +32,12 @@ print(galore_optax.__version__)
 
 SMOKE = """
 import jax, jax.numpy as jnp, galore_optax
-from galore_optax import memory
 assert galore_optax.__file__.startswith({prefix!r}), galore_optax.__file__
 tx = galore_optax.galore_adamw(1e-2, rank=4)
 params = {{"dense": {{"kernel": jnp.ones((16, 32)), "bias": jnp.ones(32)}}}}
 updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
 print(galore_optax.describe(tx, params))
-assert memory.config_path("7b").is_file()
+assert galore_optax.memory.config_path("7b").is_file()
 print(galore_optax.__version__)
 """
 

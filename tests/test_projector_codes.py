@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galore_optax._storage.projectors import Affine
+from galore_optax.codes.affine import Affine
 from tests.affine import blocks_of, decoded, scales_of
 
 BITS = {"int8": 8, "int4": 4}

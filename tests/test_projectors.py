@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import galore_optax as go
-from galore_optax._storage.projectors import QuantizedProjector
+from galore_optax.codes.affine import QuantizedProjector
 from tests.affine import decoded, expected_bytes, scales_of
 from tests.helpers import Tilted, counters, normal, normal_like, orthonormality
 

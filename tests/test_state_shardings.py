@@ -14,7 +14,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import galore_optax as go
-from galore_optax import layerwise, memory
+from galore_optax import memory
+from galore_optax._placing import room
 from tests.helpers import Tilted
 from tests.meshes import AUTO, EIGHT_BIT, EXPLICIT, LR, eight, galore, is_shape, mesh_of
 
@@ -180,18 +181,36 @@ def test_sharded_is_for_the_parameters_that_it_was_told_of() -> None:
         tx.init({"dense": {"kernel": jnp.ones((16, 32))}})
 
 
-def test_layerwise_takes_the_transformation_itself() -> None:
-    model = layerwise.Model(
-        embed=lambda params, batch: batch,
-        block=lambda params, x, batch: x @ params["up"]["kernel"],
-        head=lambda params, embed, x, batch: x.sum(),
+@eight
+def test_a_mesh_without_room_for_the_state_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = kernel(P(None, "fsdp"), jax.make_mesh((8,), ("fsdp",), axis_types=(AUTO,)))
+    tx = galore()
+    held = go.describe(tx, params).per_device.bytes
+
+    def tells(number: int) -> Any:
+        return lambda device: number - 1 if device.id == 5 else 2 * number
+
+    monkeypatch.setattr(room, "_bytes", tells(held + 1))
+    go.sharded(tx, params)
+    monkeypatch.setattr(room, "_bytes", tells(held))
+    message = (
+        r"takes 312 B on each of 8 devices, which have 311 B\. The largest part,"
+        r" 'inner_state/0/mu/dense/kernel', takes 128 B: axis 1 is split over 'fsdp'\."
+        r" Take a mesh with more devices"
     )
-    blocks = {"up": {"kernel": jnp.ones((2, 16, 16))}}
-    params = layerwise.Params({}, blocks, {})
-    lying = NamedSharding(abstract_mesh(), P())
-    step = layerwise.make_step(model, go.sharded(galore(), params, lying))
-    with pytest.raises(ValueError, match="layerwise"):
-        step.init(params)
+    with pytest.raises(ValueError, match=message):
+        go.sharded(tx, params)
+
+
+def test_devices_that_are_not_there_tell_nothing_of_their_memory() -> None:
+    class Absent:
+        def memory_stats(self) -> Any:
+            raise NotImplementedError
+
+    assert room._bytes(Absent()) is None
+    assert room._bytes(jax.devices("cpu")[0]) is None
 
 
 def of_7b(mesh: Any, axis: int) -> Any:

@@ -124,3 +124,47 @@ def learning_rates(tuned: Found, small: Found, epoch: Found, encoder: Found) -> 
 
 def _pair(row: Found, ratio: str, default: float = 1.0) -> tuple[float, float]:
     return row["learning_rate"], row.get(ratio, default)
+
+
+@of("training/pretraining_1m")
+def rates_from_scratch(found: Found) -> str:
+    """Losses of seed 0 by rate, matrices at a share of it."""
+    grids = {
+        f"{name}, {ratio}": losses
+        for name in NAMES
+        for ratio, losses in found["rows"][name]["grid"].items()
+    }
+    return _grid(grids)
+
+
+@of("training/finetuning", "training/finetuning_llama")
+def rates_fine_tuning(encoder: Found, llama: Found) -> str:
+    """Losses by rate, of both models."""
+    methods = {"full": "AdamW", "galore": f"GaLore, `scale={SCALE_MINILM:g}`"}
+    methods |= {"lora": "LoRA"}
+    grids = {
+        f"MiniLM, CoLA: {methods[name]}": losses
+        for name, losses in encoder["grid_validation_loss"].items()
+    }
+    methods = {"adamw": "AdamW", "galore": "GaLore, `scale=1`", "lora": "LoRA"}
+    for run in llama["runs"].values():
+        row = grids.setdefault(f"SmolLM2-135M: {methods[run['method']]}", {})
+        row[f"{run['rate']:g}"] = run["loss"]
+    return _grid(grids)
+
+
+def _grid(grids: dict[str, Found]) -> str:
+    """A row a method, a column a rate."""
+    rates = sorted({float(x) for losses in grids.values() for x in losses})
+    rows = [(name, *_at(losses, rates)) for name, losses in grids.items()]
+    return table(("validation loss at rate", *(f"{rate:g}" for rate in rates)), rows)
+
+
+def _at(losses: Found, rates: list[float]) -> list[str]:
+    """A cell a rate, empty where it was not tried; the least of several losses bold."""
+    found = {float(rate): loss for rate, loss in losses.items()}
+    cells = {rate: f"{loss:.3f}" for rate, loss in found.items()}
+    if len(found) > 1:
+        best = min(found, key=lambda rate: found[rate])
+        cells[best] = f"**{cells[best]}**"
+    return [cells.get(rate, "") for rate in rates]

@@ -17,6 +17,10 @@ _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.$-]+) = (.+)$")
 _OPCODE = re.compile(r"^(\(.*?\)|\S+) ([a-z][\w-]*)\(")
 _SHAPE = re.compile(r"\b([a-z]+[0-9]+(?:e[0-9]m[0-9]\w*)?)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# TPU's compiler writes no number of turns, but a condition that compares with one.
+_CONDITION = re.compile(r"condition=%?([\w.$-]+)")
+_CONSTANT = re.compile(r"\bs32\[\]\S* constant\((\d+)\)")
+_LESS = re.compile(r" compare\(%?[\w.$-]+, %?([\w.$-]+)\), direction=LT")
 # What another computation is run by. A fusion's is not run, but compiled into it.
 _CALLED = re.compile(
     r"(?:body|condition|true_computation|false_computation|to_apply|calls)"
@@ -73,6 +77,9 @@ class Instruction:
         found = _TRIPS.search(self.text)
         return int(found[1]) if found else None
 
+    def fuses(self) -> list[str]:
+        return _CALLED.findall(self.text)[0][:1] if self.opcode == "fusion" else []
+
     def called(self) -> list[str]:
         if self.opcode not in _RUNS:
             return []
@@ -97,6 +104,7 @@ class Program:
 
     computations: dict[str, tuple[Instruction, ...]]
     entry: str
+    fused: dict[str, tuple[Instruction, ...]]  # those that are parts of fusions
 
     @classmethod
     def parse(cls, text: str) -> "Program":
@@ -107,7 +115,8 @@ class Program:
             if name not in found:
                 found[name] = every[name]
                 wanted += [called for line in every[name] for called in line.called()]
-        return cls(found, entry)
+        fused = {name: lines for name, lines in every.items() if name not in found}
+        return cls(found, entry, fused)
 
     def __iter__(self) -> Iterator[Instruction]:
         return (line for lines in self.computations.values() for line in lines)
@@ -137,6 +146,30 @@ class Program:
                 yield Loop(depth, line.trips, kernels)
             for called in line.called():
                 yield from self._loops(called, depth + inside)
+
+    def runs(self) -> Iterator[tuple[Instruction, float]]:
+        """Every instruction, those inside fusions too, and how often it runs.
+
+        As far as is known: a loop whose turns are not counts once, and of the branches
+        of a conditional each as often as the others.
+        """
+        yield from self._runs(self.entry, 1.0)
+
+    def _runs(self, name: str, times: float) -> Iterator[tuple[Instruction, float]]:
+        for line in self.computations.get(name) or self.fused[name]:
+            yield line, times
+            called = line.called() or line.fuses()
+            share = len(called) if line.opcode == "conditional" else 1
+            turns = (line.trips or self._bound(line)) if line.opcode == "while" else 1
+            for inner in called:
+                yield from self._runs(inner, times * (turns or 1) / share)
+
+    def _bound(self, loop: Instruction) -> int | None:
+        """Up to which constant a loop counts, by its condition; JAX counts from 0."""
+        condition = self.computations[_CONDITION.search(loop.text)[1]]
+        known = {x.name: m[1] for x in condition if (m := _CONSTANT.search(x.text))}
+        found = _LESS.search(condition[-1].text)
+        return int(known[found[1]]) if found and found[1] in known else None
 
     def within(self, line: Instruction) -> Iterator[Instruction]:
         """What runs on behalf of `line`, loops inside it once."""

@@ -48,6 +48,7 @@ def many_devices(found: Found) -> str:
     """GB on each chip."""
     rows = [
         (
+            str(row["chips"]),
             f"`{row['optimizer']}`",
             row["step"],
             gb(row["arguments"]),
@@ -58,9 +59,23 @@ def many_devices(found: Found) -> str:
         )
         for row in found["rows"]
     ]
-    head = "GB on each of 16 chips", "step", "arguments", "temporaries", "total"
+    head = "chips", "GB on each", "step", "arguments", "temporaries", "total"
     sent = "gathered", "dealt out", "s to compile"
     return table((*head, *sent), rows)
+
+
+@of("memory/weak_scaling")
+def weak_scaling(found: Found) -> str:
+    """What is asked of each device, a column a number of devices."""
+    quantities = {
+        "state, GB": lambda x: f"{x['state_bytes'] / 1e9:.2f}",
+        "products, TFLOP a step": lambda x: f"{x['product_flops'] / 1e12:.2f}",
+        "projectors gathered, GB a step": lambda x: f"{x['gathered_bytes'] / 1e9:.2f}",
+        "dealt out, GB a refresh": lambda x: f"{x['dealt_bytes'] / 1e9:.2f}",
+        "matrices renewed": lambda x: str(x["matrices"]),
+    }
+    rows = [(name, *map(show, found["rows"])) for name, show in quantities.items()]
+    return table(("each of", *(str(x["devices"]) for x in found["rows"])), rows)
 
 
 @of("memory/step_memory")

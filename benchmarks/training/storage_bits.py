@@ -26,7 +26,7 @@ from benchmarks.lib import records
 from benchmarks.lib.paired import difference
 from benchmarks.lib.subjects import galore_state
 from benchmarks.training import runs, tables
-from galore_optax._storage.projectors import Affine
+from galore_optax.codes.affine import Affine
 
 import demo
 from settings import Settings
@@ -72,19 +72,19 @@ def projectors() -> None:
     records.write("training/projector_bits", found)
 
 
-def errors(bases: list[jax.Array], storage: Affine) -> dict[str, float]:
-    """Of bases (m, rank), against what `storage` keeps of them; the worst of all."""
-    rows = [_error(basis, storage) for basis in bases]
+def errors(bases: list[jax.Array], code: Affine) -> dict[str, float]:
+    """Of bases (m, rank), against what `code` keeps of them; the worst of all."""
+    rows = [_error(basis, code) for basis in bases]
     entries = sum(basis.size for basis in bases)
-    stored = [jax.eval_shape(storage.encode, basis) for basis in bases]
+    stored = [jax.eval_shape(code.encode, basis) for basis in bases]
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stored))
     worst = {name: max(row[name] for row in rows) for name in rows[0]}
     mean = float(np.mean([row["relative"] for row in rows]))
     return {"bytes_an_entry": size / entries, "mean_relative": mean, **worst}
 
 
-def _error(basis: jax.Array, storage: Affine) -> dict[str, float]:
-    kept = storage.decode(storage.encode(basis), basis.shape, jnp.float32)
+def _error(basis: jax.Array, code: Affine) -> dict[str, float]:
+    kept = code.decode(code.encode(basis), basis.shape, jnp.float32)
     exact, kept = (np.asarray(x, np.float64) for x in (basis, kept))
     gram = kept.T @ kept - np.eye(kept.shape[1])
     return {

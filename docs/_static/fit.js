@@ -87,8 +87,15 @@ const galoreFit = (() => {
     return plan && [...plan.held, ...plan.peaks[place]];
   }
 
+  const isTpu = (card) => card.startsWith("v");
   const budget = ({ card, share }) =>
-    known.cards[card] * (card.startsWith("v") ? 1 : Number(share));
+    known.cards[card] * (isTpu(card) ? 1 : Number(share));
+
+  // What a program has to be told, so that JAX takes this share of a card.
+  const advice = ({ card, share }) =>
+    isTpu(card) || share === "0.75"
+      ? ""
+      : ` Start the program with XLA_PYTHON_CLIENT_MEM_FRACTION=${share}.`;
 
   function bar(numbers, have) {
     const whole = Math.max(sum(numbers), have) * 1.02;
@@ -125,7 +132,8 @@ const galoreFit = (() => {
     const left = gb(Math.abs(have - total));
     const holds = `A step holds ${gb(total)}; JAX has ${gb(have)} of this card. `;
     const fits = total <= have;
-    say(holds + (fits ? `It fits, ${left} are left.` : `It does not fit: ${left} too much.`), fits);
+    const ends = fits ? `It fits, ${left} are left.` : `It does not fit: ${left} too much.`;
+    say(holds + ends + advice(now), fits);
     at("fit-bar").replaceChildren(bar(numbers, have), legend(numbers));
   }
 

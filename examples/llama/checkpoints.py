@@ -122,9 +122,15 @@ def last_params(folder: Path) -> tuple[Any, Config]:
     """Parameters of the last checkpoint, on the host, and the sizes of their model.
 
     Those of an adapted model are merged into kernels.
+
+    Raises:
+      FileNotFoundError: there is none.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} holds no checkpoint.")
+    if not (folder.is_dir() and any(folder.iterdir())):
+        raise FileNotFoundError(
+            f"{folder} holds no checkpoint. Give the --out of a run that stored one, as"
+            " --checkpoint-every 100 does."
+        )
     with ocp.CheckpointManager(folder.absolute()) as manager:
         step = manager.latest_step()
         read = ocp.args.Composite(

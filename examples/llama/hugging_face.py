@@ -9,6 +9,7 @@ Kernels here are (in, out), stacked over layers; weights there (out, in), one a 
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,18 +171,29 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[last] = value
 
 
-def main() -> None:
-    from checkpoints import last_params
-
+def main(told: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the --out of a training run")
     parser.add_argument("folder", type=Path, help="where to write")
-    arguments = parser.parse_args()
-    params, config = last_params(arguments.run / "checkpoints")
-    tokenizer = arguments.run / "tokenizer.json"
-    found = tokenizer if tokenizer.is_file() else None
-    write(arguments.folder, params, config, found)
+    arguments = parser.parse_args(told)
+    try:
+        export(arguments.run, arguments.folder)
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from error
     print(f"wrote {arguments.folder}")
+
+
+def export(run: Path, folder: Path) -> None:
+    """Writes what the last checkpoint of a run holds.
+
+    Raises:
+      OSError: there is no checkpoint, or the folder cannot be written.
+    """
+    from checkpoints import last_params
+
+    params, config = last_params(run / "checkpoints")
+    tokenizer = run / "tokenizer.json"
+    write(folder, params, config, tokenizer if tokenizer.is_file() else None)
 
 
 if __name__ == "__main__":

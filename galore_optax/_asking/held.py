@@ -20,8 +20,8 @@ from jax.tree_util import GetAttrKey, SequenceKey
 
 from galore_optax._asking.yardstick import is_narrow
 from galore_optax._selection.leaves import is_box
-from galore_optax._storage.projectors import QuantizedProjector
 from galore_optax.codes import Quantized
+from galore_optax.codes.affine import QuantizedProjector
 
 _BOX = GetAttrKey("value")
 _OURS = frozenset(map(GetAttrKey, ("projector", "refresh", "residual", "error")))

@@ -25,7 +25,7 @@ def table(leaves: Sequence[LeafReport], state: int, adam: int, adam_f32: int) ->
 def legend(leaves: Sequence[LeafReport], both: bool) -> str:
     """What the columns hold."""
     folded = any(line.copies > 1 for line in fold(leaves))
-    marked = any(leaf.exceeds_adam for leaf in leaves)
+    marked = any(map(_marked, leaves))
     lines = [
         "matrix: batch x (output x input); side: left projects the output, right the"
         " input",
@@ -51,6 +51,11 @@ def of_devices(each: Any) -> tuple[str, ...]:
     )
 
 
+def _marked(leaf: LeafReport) -> bool:
+    """Whether more state is something to act on: a small leaf's scale in f32 is not."""
+    return leaf.exceeds_adam and (leaf.is_projected or leaf.wider_bytes > 0)
+
+
 def _row(line: Line) -> tuple[str, ...]:
     leaf, count = line.leaf, line.copies
     return (
@@ -60,7 +65,7 @@ def _row(line: Line) -> tuple[str, ...]:
         leaf.matrix or "full size",
         leaf.side,
         str(leaf.rank or ""),
-        size(count * leaf.state_bytes) + ("!" if leaf.exceeds_adam else ""),
+        size(count * leaf.state_bytes) + ("!" if _marked(leaf) else ""),
         size(count * leaf.adam_bytes),
         size(count * leaf.adam_f32_bytes),
     )

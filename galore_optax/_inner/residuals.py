@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from galore_optax._inner.params_use import Decay
-from galore_optax._inner.run import Decays, Frame
+from galore_optax._inner.run import Decays, Frame, decay_of
 from galore_optax._projector.project import accumulation_dtype, turned
 from galore_optax._selection.matrices import Matrix, Plan
 from galore_optax._storage.projectors import Projectors
@@ -97,9 +97,7 @@ def residuals(
 
 
 def _decay_alone(weight: jax.Array, decay: Decay | None) -> jax.Array:
-    factor, array = decay or (None, None)
-    if factor is not None:
-        return (factor * weight.astype(factor.dtype)).astype(weight.dtype)
+    array = None if decay is None else decay_of(weight, decay)
     return jnp.zeros_like(weight) if array is None else array.astype(weight.dtype)
 
 
@@ -160,6 +158,5 @@ def refuse_descent(inner: optax.GradientTransformation, plan: Plan) -> None:
             " nowhere in its first step: it holds a learning rate. Put that around"
             " galore: optax.chain(galore(optax.scale_by_adam(), residual=..., ...),"
             " optax.add_decayed_weights(wd), optax.scale_by_learning_rate(lr)), or use"
-            " fira_adamw or"
-            " apollo_adamw."
+            " fira_adamw or apollo_adamw."
         )

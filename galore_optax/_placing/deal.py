@@ -28,6 +28,24 @@ class Deal:
         """Entries that a device owns, those included that fill up its hand."""
         return -(-self.count // math.prod(self.sizes))
 
+    @property
+    def one_each(self) -> "Deal":
+        """Of as many entries as there are devices."""
+        return dataclasses.replace(self, count=math.prod(self.sizes))
+
+    def filled(self, stack: jax.Array, fill: int = 0) -> jax.Array:
+        """With as many entries as all hands hold."""
+        missing = math.prod(self.sizes) * self.each - self.count
+        if not missing:
+            return stack
+        widths = [(0, missing)] + [(0, 0)] * (stack.ndim - 1)
+        return jnp.pad(stack, widths, constant_values=fill)
+
+    def nth(self, filled: jax.Array, number: jax.Array) -> jax.Array:
+        """Of each device the entry with a number in its hand, to be dealt one each."""
+        hands = filled.reshape(-1, self.each, *filled.shape[1:])
+        return lax.dynamic_index_in_dim(hands, number, 1, keepdims=False)
+
     def deal(
         self, stack: jax.Array, names: Sequence[Names], fill: int = 0
     ) -> jax.Array:
@@ -54,11 +72,8 @@ class Deal:
 
     def _cut(self, stack: jax.Array, fill: int) -> jax.Array:
         """The stack as (devices of each mesh axis, each, other axes)."""
-        missing = math.prod(self.sizes) * self.each - self.count
-        if missing:
-            widths = [(0, missing)] + [(0, 0)] * (stack.ndim - 1)
-            stack = jnp.pad(stack, widths, constant_values=fill)
-        return stack.reshape(*self.sizes, self.each, *stack.shape[1:])
+        whole = self.filled(stack, fill)
+        return whole.reshape(*self.sizes, self.each, *stack.shape[1:])
 
     def _unused(self, names: Sequence[Names]) -> list[str]:
         used = {name for split in names for name in split}

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from galore_optax._selection.leaves import Flat, flatten, is_box
+from galore_optax._selection.matrices import few
 from galore_optax._xla.sharding import leaf_sharding, names_of, shards
 
 
@@ -38,10 +39,12 @@ def given(params: Any, shardings: Any = None) -> Given:
         tree like `params` or a prefix of it; `None` where the leaves of `params` tell.
 
     Raises:
+      TypeError: a leaf is no array, such as a function of an unfiltered Equinox model.
       ValueError: a leaf lies on no mesh, or on another one; a mesh axis does not divide
         an axis of a leaf.
     """
     flat = flatten(params)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flat.values]
     nodes = flat.nodes if shardings is None else _like(flat, shardings)
     found = {
         path: _sharding(path, node)
@@ -50,10 +53,33 @@ def given(params: Any, shardings: Any = None) -> Given:
     _check_meshes(found)
     for path, value in flat.items():
         _check_axes(path, tuple(value.shape), found[path])
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flat.values]
     boxed = [is_box(node) for node in flat.nodes]
     tree = flat.rebuild(shapes, boxed)
     return Given(flatten(tree), found)
+
+
+def check_declared(given: Given, params: Any) -> None:
+    """Raises unless `params` are those that were declared."""
+    flat = flatten(params)
+    check_paths(given, flat.paths)
+    for (path, value), shape in zip(flat.items(), given.shapes.values, strict=True):
+        if value.shape != shape.shape:
+            raise ValueError(
+                f"sharded was told that '{path}' is {shape.shape}, and was given"
+                f" {value.shape}. {_REMEDY}"
+            )
+
+
+def check_paths(given: Given, paths: tuple[str, ...]) -> None:
+    if paths != given.shapes.paths:
+        others = few(set(paths) ^ set(given.shapes.paths))
+        raise ValueError(
+            "sharded was told of other parameters than it was given; they differ in"
+            f" {others}. {_REMEDY}"
+        )
+
+
+_REMEDY = "Make it with the parameters that are trained: sharded(tx, params)."
 
 
 def _like(flat: Flat, shardings: Any) -> Sequence[Any]:
@@ -96,7 +122,8 @@ def _sharding(path: str, node: Any) -> NamedSharding:
     raise ValueError(
         f"'{path}' lies on no mesh, so that nothing tells where its state is to lie."
         " Put the parameters on one, jax.device_put(params, shardings), or pass"
-        " NamedShardings in a tree like params as a third argument."
+        " NamedShardings in a tree like params as a third argument, which"
+        " flax.linen.get_sharding(params, mesh) makes of boxes."
     )
 
 

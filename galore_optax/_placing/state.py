@@ -24,7 +24,9 @@ from galore_optax._xla.sharding import Names, made_of, names_of
 class Placed(optax.GradientTransformationExtraArgs):
     """A transformation that keeps its state where it was declared to lie."""
 
+    tx: optax.GradientTransformation  # by itself
     given: Given
+    spread: Names
     shardings: Any  # of the state
 
 
@@ -68,7 +70,7 @@ def state_shardings(
       a tree like `tx.init(params)` of `NamedSharding`s.
 
     Raises:
-      TypeError: `tx` is no transformation.
+      TypeError: `tx` is no transformation; a leaf is no array.
       ValueError: a leaf lies on no mesh, or on another mesh than the rest, or is split
         unevenly; a mesh axis of `spread` does not exist; axes are Auto and Explicit.
 
@@ -97,12 +99,19 @@ def spread_over(spread: str | tuple[str, ...]) -> Names:
 
 def shardings_of(tx: optax.GradientTransformation, given: Given, spread: Names) -> Any:
     """As `state_shardings`."""
+    return placed_state(tx, given, spread)[1]
+
+
+def placed_state(
+    tx: optax.GradientTransformation, given: Given, spread: Names
+) -> tuple[Any, Any]:
+    """The state as shapes, and where each of its arrays is to lie."""
     _check_spread(given, spread)
     records, state = heard(tx, given.params)
     states = galore_states(records, state)
     plans = {id(old): x.plan for x, old in zip(records, states, strict=True)}
     places = _Places(given, spread, _owners(given), plans)
-    return jax.tree.map(_spelled, state, places.of(state))
+    return state, jax.tree.map(_spelled, state, places.of(state))
 
 
 def _spelled(x: Any, sharding: NamedSharding) -> NamedSharding:

@@ -10,10 +10,10 @@ import optax
 
 from galore_optax._context import Declared, within
 from galore_optax._inner.eager import compiled
-from galore_optax._placing.given import Given, given
-from galore_optax._placing.state import Placed, shardings_of, spread_over
+from galore_optax._placing.given import Given, check_declared, check_paths, given
+from galore_optax._placing.room import refuse_without_room
+from galore_optax._placing.state import Placed, placed_state, spread_over
 from galore_optax._selection.leaves import Placeholder, flatten
-from galore_optax._selection.matrices import few
 from galore_optax._xla.sharding import Names, place
 
 
@@ -44,8 +44,9 @@ def sharded(
       Updates lie where the parameters do.
 
     Raises:
-      ValueError: as `state_shardings`; in `init` and `update`, the parameters are not
-        those that were declared.
+      ValueError: as `state_shardings`; a device of the mesh says that it has less
+        memory than its part of the state takes; in `init` and `update`, the parameters
+        are not those that were declared.
 
     Example:
       >>> import galore_optax, jax, jax.numpy as jnp, optax
@@ -60,11 +61,14 @@ def sharded(
       ('fsdp',)
     """
     of_params, over = given(params, shardings), spread_over(spread)
-    kept = _Kept(tx, of_params, over, shardings_of(tx, of_params, over))
+    state, places = placed_state(tx, of_params, over)
+    refuse_without_room(state, places)
+    kept = _Kept(tx, of_params, over, places)
     result = Placed(
         *compiled(optax.GradientTransformationExtraArgs(kept.init, kept.update))
     )
-    result.given, result.shardings = of_params, kept.shardings
+    result.tx, result.given, result.spread = tx, of_params, over
+    result.shardings = places
     return result
 
 
@@ -78,7 +82,7 @@ class _Kept:
     def init(self, params: Any) -> Any:
         if isinstance(params, Placeholder):
             return self.tx.init(params)
-        self._check(params)
+        check_declared(self.given, params)
         leaves = jax.tree.leaves(params)
         if any(isinstance(x, jax.core.Tracer) for x in leaves):
             return self._init(params)
@@ -105,33 +109,6 @@ class _Kept:
 
     def _like_params(self, updates: Any) -> Any:
         flat = flatten(updates)
-        self._check_paths(flat.paths)
+        check_paths(self.given, flat.paths)
         values = [place(x, self.given.leaves[path]) for path, x in flat.items()]
         return flat.rebuild(values, [True] * len(values))
-
-    def _check(self, params: Any) -> None:
-        flat = flatten(params)
-        self._check_paths(flat.paths)
-        for (path, value), shape in zip(
-            flat.items(), self.given.shapes.values, strict=True
-        ):
-            if value.shape != shape.shape:
-                raise ValueError(
-                    f"sharded was told that '{path}' is {shape.shape}, and was given"
-                    f" {value.shape}. {_REMEDY}"
-                )
-
-    def _check_paths(self, paths: tuple[str, ...]) -> None:
-        expected = self.given.shapes.paths
-        if paths != expected:
-            others = few(set(paths) ^ set(expected))
-            raise ValueError(
-                "sharded was told of other parameters than it was given; they differ"
-                f" in {others}. {_REMEDY}"
-            )
-
-
-_REMEDY = (
-    "Make it with the parameters that are trained, sharded(tx, params);"
-    " galore_optax.layerwise, which runs it on one layer at a time, takes tx itself."
-)

@@ -119,9 +119,6 @@ class Member:
         """A local array, its batch axes as one."""
         return x.reshape(-1, *x.shape[len(self.batch_shape) :])
 
-    def unstacked(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*self.batch_shape, *x.shape[1:])
-
     def stack_of(self, count: int) -> Matrix:
         """The leaf as one of so many matrices, with one batch axis."""
         matrix, new = self.matrix, {axis: 1 + i for i, axis in enumerate(self.rest)}
@@ -169,28 +166,70 @@ class Bundle:
 
     def dealt(self, pieces: Sequence[Pieces]) -> Pieces:
         """What is to be renewed here."""
+        return self._dealt(self.deal, self._joined(pieces))
+
+    def filled(self, pieces: Sequence[Pieces]) -> Pieces:
+        """What lies here of a hand for every device."""
+        gradient, projectors, numbers = self._joined(pieces)
+        fill = self.deal.filled
+        return Pieces(
+            fill(gradient), jax.tree.map(fill, projectors), fill(numbers, NOBODY)
+        )
+
+    def hand(self, filled: Pieces, number: jax.Array) -> Pieces:
+        """The one with a number of what is to be renewed here."""
+        nth = jax.tree.map(lambda x: self.deal.nth(x, number), filled)
+        return self._dealt(self.deal.one_each, nth)
+
+    def back(self, found: Projectors) -> Projectors:
+        """The inverse of `hand`, of projectors: what lies here of one from each."""
+        first = self.members[0]
+        batch = len(first.matrix.batch)
+
+        def whole(new: jax.Array, old: jax.Array) -> jax.Array:
+            return new.reshape(1, *old.shape[batch:])
+
+        return self._each(
+            self.deal.one_each.collect, jax.tree.map(whole, found, first.projectors)
+        )
+
+    def apart(self, found: Projectors, pieces: Sequence[Pieces]) -> list[Projectors]:
+        """Of each member what lies here, in the shapes that `pieces` have it in."""
+        start, parts = 0, []
+        for member, piece in zip(self.members, pieces, strict=True):
+            end = start + member.deal.count
+
+            def part(
+                new: jax.Array, old: jax.Array, a: int = start, b: int = end
+            ) -> Any:
+                return new[a:b].reshape(old.shape)
+
+            parts.append(jax.tree.map(part, found, piece.projectors))
+            start = end
+        return parts
+
+    def collected(
+        self, found: Projectors, pieces: Sequence[Pieces]
+    ) -> list[Projectors]:
+        """The inverse of `dealt`, of projectors: of each member what lies here."""
+        return self.apart(self._each(self.deal.collect, found), pieces)
+
+    def _joined(self, pieces: Sequence[Pieces]) -> Pieces:
         stacks = [
             jax.tree.map(member.stacked, each)
             for member, each in zip(self.members, pieces, strict=True)
         ]
-        joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
-        gradient, projectors, _ = joined
-        split, deal = self.members[0].split, self.deal.deal
-        return Pieces(
-            deal(gradient, split.gradient.names),
-            self._each(deal, projectors),
-            deal(joined.numbers, (), NOBODY),
-        )
+        joined: Pieces = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
+        return joined
 
-    def collected(self, found: Projectors) -> list[Projectors]:
-        """Of each member what lies here."""
-        stacks, start, parts = self._each(self.deal.collect, found), 0, []
-        for member in self.members:
-            end = start + member.deal.count
-            part = jax.tree.map(lambda x, a=start, b=end: x[a:b], stacks)
-            parts.append(jax.tree.map(member.unstacked, part))
-            start = end
-        return parts
+    def _dealt(self, deal: Deal, joined: Pieces) -> Pieces:
+        gradient, projectors, numbers = joined
+        names = self.members[0].split.gradient.names
+        return Pieces(
+            deal.deal(gradient, names),
+            self._each(deal.deal, projectors),
+            deal.deal(numbers, (), NOBODY),
+        )
 
     def _each(self, move: Callable[..., Any], arrays: Any) -> Any:
         splits = self.members[0].split.projectors

@@ -22,8 +22,9 @@ import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
 from galore_optax._projector.bundle import NOBODY, Bundle, Member, Pieces
-from galore_optax._projector.groups import Leaf, kind_of, leaves_of
+from galore_optax._projector.groups import kind_of, leaves_of
 from galore_optax._projector.renew import Found, Run, Turn, renew_leaves
+from galore_optax._projector.rounds import Renewed, Rounds, own, part_of
 from galore_optax._selection.matrices import Plan
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla.order import once_done
@@ -32,6 +33,8 @@ from galore_optax._xla.sharding import place, sharding_of
 # Bytes of a gradient up to which several matrices of one device share a turn: of larger
 # ones a turn is long, and the workspace of each is a share of what a device holds.
 _SMALL = 2**22
+# Of gradients of one kind that a device is dealt at once; more come in rounds.
+HELD_BYTES = 2**26
 
 
 def owners_of(
@@ -69,8 +72,8 @@ class Owners:
         explicit = AxisType.Explicit in self.mesh.axis_types
         return explicit or any(any(member.batch) for member in self.members)
 
-    def kinds(self, gradients: Sequence[jax.Array]) -> list[list[list[int]]]:
-        """Positions of leaves, by what shares a loop, by what is dealt out together.
+    def kinds(self, gradients: Sequence[jax.Array]) -> list["_Kind"]:
+        """What shares a loop.
 
         A leaf that gives all devices as many matrices is by itself: it needs no copy.
         """
@@ -81,7 +84,24 @@ class Owners:
             stack = (member.kind(gradient.dtype), position if even else None)
             loop = kind_of(member.matrix, gradient, member.projectors)
             found.setdefault(loop, {}).setdefault(stack, []).append(position)
-        return [list(stacks.values()) for stacks in found.values()]
+        kinds = [self._kind(list(stacks.values())) for stacks in found.values()]
+        return [part for kind in kinds for part in self._parts(kind, gradients)]
+
+    def _kind(self, stacks: list[list[int]]) -> "_Kind":
+        bundles = [Bundle(tuple(self.members[i] for i in at)) for at in stacks]
+        return _Kind(stacks, tuple(bundles))
+
+    def _parts(self, kind: "_Kind", gradients: Sequence[jax.Array]) -> list["_Kind"]:
+        """The kind, or as much of it at a time as can be renewed in rounds."""
+        first = kind.positions[0][0]
+        matrix = _bytes(self.members[first], gradients[first])
+        if sum(x.deal.each for x in kind.bundles) * matrix <= HELD_BYTES:
+            return [kind]
+        alike: dict[Any, list[list[int]]] = {}
+        for at, bundle in zip(kind.positions, kind.bundles, strict=True):
+            alike.setdefault(part_of(bundle), []).append(at)
+        parts = (self._kind(stacks) for stacks in alike.values())
+        return [dataclasses.replace(part, in_rounds=True) for part in parts]
 
     def renew(
         self, gradients: Sequence[jax.Array], turn: Turn, run: Run, *, together: bool
@@ -113,9 +133,39 @@ class Owners:
         return [member.pieces(x, int(first)) for member, x, first in leaves]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """Leaves whose matrices share a loop."""
+
+    positions: list[list[int]]  # of the leaves of each bundle
+    bundles: tuple[Bundle, ...]
+    in_rounds: bool = False
+
+    def renew(
+        self, pieces: list[list[Pieces]], turn: Turn, run: Run, *, together: bool
+    ) -> Renewed:
+        """As far as this device is the owner, from what is here of each leaf."""
+        if self.in_rounds:
+            return Rounds(self.bundles).renew(pieces, turn, run)
+        pairs = list(zip(self.bundles, pieces, strict=True))
+        hands = [bundle.dealt(theirs) for bundle, theirs in pairs]
+        mine = jnp.concatenate([hand.numbers for hand in hands])
+        leaves = leaves_of(
+            [bundle.matrix for bundle in self.bundles],
+            [hand.gradient for hand in hands],
+            [hand.projectors for hand in hands],
+        )
+        new, accepted = renew_leaves(leaves, own(turn, mine), run, together=together)
+        parts = [
+            bundle.collected(projectors, theirs)
+            for (bundle, theirs), projectors in zip(pairs, new, strict=True)
+        ]
+        return Renewed(parts, mine, accepted)
+
+
 def _work(
     owners: Owners,
-    kinds: list[list[list[int]]],
+    kinds: list[_Kind],
     run: Run,
     together: bool,
     pieces: list[Pieces],
@@ -126,45 +176,15 @@ def _work(
     run = run._replace(key=key, step=step)
     found: dict[int, Projectors] = {}
     taken = jnp.zeros(len(turn.owed), jnp.int32)
-    for positions in kinds:
+    for kind in kinds:
         # Or gradients of all kinds would be dealt out at once, and all be held.
-        now = once_done({i: pieces[i] for at in positions for i in at}, taken)
-        hands = [_Hand(owners, at, [now[i] for i in at]) for at in positions]
-        mine = jnp.concatenate([hand.pieces.numbers for hand in hands])
-        new, accepted = renew_leaves(
-            _leaves(hands), _own(turn, mine), run, together=together
-        )
-        for hand, projectors in zip(hands, new, strict=True):
-            found.update(hand.collected(projectors))
-        number = jnp.where(mine == NOBODY, len(turn.owed), mine)
-        taken = taken.at[number].set(accepted.astype(jnp.int32), mode="drop")
+        now = once_done({i: pieces[i] for at in kind.positions for i in at}, taken)
+        mine = [[now[i] for i in at] for at in kind.positions]
+        renewed = kind.renew(mine, turn, run, together=together)
+        for at, projectors in zip(kind.positions, renewed.projectors, strict=True):
+            found.update(zip(at, projectors, strict=True))
+        number = jnp.where(renewed.numbers == NOBODY, len(turn.owed), renewed.numbers)
+        accepted = renewed.accepted.astype(jnp.int32)
+        taken = taken.at[number].set(accepted, mode="drop")
     everyones = jax.lax.psum(taken, owners.mesh.axis_names) > 0
     return [found[position] for position in sorted(found)], everyones
-
-
-class _Hand:
-    """What one device renews of one bundle."""
-
-    def __init__(self, owners: Owners, positions: list[int], pieces: list[Pieces]):
-        self.positions = positions
-        self.bundle = Bundle(tuple(owners.members[i] for i in positions))
-        self.pieces = self.bundle.dealt(pieces)
-
-    def collected(self, found: Projectors) -> dict[int, Projectors]:
-        """By position, what lies here."""
-        parts = self.bundle.collected(found)
-        return dict(zip(self.positions, parts, strict=True))
-
-
-def _leaves(hands: Sequence[_Hand]) -> list[Leaf]:
-    return leaves_of(
-        [hand.bundle.matrix for hand in hands],
-        [hand.pieces.gradient for hand in hands],
-        [hand.pieces.projectors for hand in hands],
-    )
-
-
-def _own(turn: Turn, mine: jax.Array) -> Turn:
-    lanes, owed, cold, names = (x[mine] for x in turn)
-    somebody = mine != NOBODY
-    return Turn(lanes & somebody, owed & somebody, cold, names)

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 from galore_optax._context import current
 from galore_optax._placing import rules
 from galore_optax._placing.declared import spread
+from galore_optax._projector.slices import Multiply, Slices, slices_of
 from galore_optax._selection.matrices import Matrix, Side
 from galore_optax._storage.projectors import Floating, Projector, Storage
 from galore_optax._xla.order import after, rank_first
@@ -50,7 +51,7 @@ def project(
     """`PᵀG`: the projected axes of `gradient` replaced by one rank axis, in place."""
     sharding = sharding_of(matrix.path, gradient)
     for side, projector in zip(matrix.sides, projectors, strict=True):
-        product = _product(matrix, side, sharding, on_mesh(gradient))
+        product = _product(matrix, side, sharding, gradient)
         if sharding and side is matrix.sides[-1]:
             lying = rules.coordinates(matrix, sharding, spread())
             product = dataclasses.replace(product, low=lying)
@@ -63,11 +64,14 @@ def lift(
     projectors: Sequence[Projector],
     update: jax.Array,
     sharding: NamedSharding | None,
+    dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-    """`P U`, of the shape of the leaf, which lies by `sharding`."""
+    """`P U`, of the leaf's shape, which lies by `sharding`, in `dtype` if given."""
     pairs = list(zip(matrix.sides, projectors, strict=True))
     for side, projector in reversed(pairs):
-        product = _product(matrix, side, sharding, on_mesh(update))
+        product = _product(matrix, side, sharding, update)
+        if side is matrix.sides[0]:
+            product = dataclasses.replace(product, dtype=dtype)
         update = _lift(product, projector, update)
     return update
 
@@ -82,8 +86,10 @@ class _Product:
     sharding: NamedSharding | None  # of the leaf, where it is known
     # Of the projector during the product, likewise: gathered from all devices.
     gathered: rules.Stored | None
-    low: NamedSharding | None  # of the coordinates, if not as the leaf's axes are
+    slices: Slices | None  # if not all of a stack is to be gathered at once
     meshed: bool  # the program may be split over devices
+    low: NamedSharding | None = None  # of the coordinates, if not as the leaf's axes
+    dtype: jnp.dtype | None = None  # of the result, if not that of its sums
 
     def decode(self, projector: Projector, other: jax.Array) -> jax.Array:
         """The basis as an array, for a product with `other` and no longer."""
@@ -93,7 +99,13 @@ class _Product:
             projector = after(projector, other)
         if self.gathered is not None:
             projector = jax.tree.map(place, projector, self.gathered)
-        return self.storage.decode(projector, self.shape, other.dtype)
+        # Of as many matrices as there are: a slice has fewer.
+        batch = jax.tree.leaves(projector)[0].shape[: self.batch]
+        shape = (*batch, *self.shape[self.batch :])
+        return self.storage.decode(projector, shape, other.dtype)
+
+    def result_lies(self, equation: str) -> NamedSharding | None:
+        return self.low or letter_sharding(self.sharding, equation.split("->")[1])
 
     @property
     def batch(self) -> int:
@@ -102,51 +114,70 @@ class _Product:
 
 
 def _product(
-    matrix: Matrix, side: Side, sharding: NamedSharding | None, meshed: bool
+    matrix: Matrix, side: Side, sharding: NamedSharding | None, other: jax.Array
 ) -> _Product:
-    shape = matrix.projector_shape(side)
-    gathered = sharding and rules.used(matrix, side, sharding)
-    return _Product(side, matrix.storage, shape, sharding, gathered, None, meshed)
+    shape, gathered, slices = matrix.projector_shape(side), None, None
+    if sharding is not None:
+        gathered = rules.used(matrix, side, sharding)
+        slices = slices_of(matrix, side, sharding, other.dtype)
+    return _Product(
+        side, matrix.storage, shape, sharding, gathered, slices, on_mesh(other)
+    )
 
 
 # Compiled by themselves so that a tree's leaves of one shape are traced once.
 @functools.partial(jax.jit, static_argnums=0)
 def _project(product: _Product, projector: Projector, gradient: jax.Array) -> jax.Array:
-    basis = product.decode(projector, gradient)
-    if max(product.side.axes) < gradient.ndim - 1 and not product.meshed:
-        basis = rank_first(basis, product.batch)
-    return _contract(
-        product.side.project, basis, gradient, product.sharding, product.low
-    )
+    def multiply(projector: Projector, gradient: jax.Array) -> jax.Array:
+        basis = product.decode(projector, gradient)
+        if max(product.side.axes) < gradient.ndim - 1 and not product.meshed:
+            basis = rank_first(basis, product.batch)
+        return _contract(product, product.side.project, basis, gradient)
+
+    return _multiplied(product, product.side.project, multiply, (projector, gradient))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _lift(product: _Product, projector: Projector, update: jax.Array) -> jax.Array:
-    basis = product.decode(projector, update)
-    return _contract(product.side.lift, basis, update, product.sharding)
+    def multiply(projector: Projector, update: jax.Array) -> jax.Array:
+        basis = product.decode(projector, update)
+        return _contract(product, product.side.lift, basis, update)
+
+    return _multiplied(product, product.side.lift, multiply, (projector, update))
+
+
+def _multiplied(
+    product: _Product,
+    equation: str,
+    multiply: Multiply,
+    operands: tuple[Projector, jax.Array],
+) -> jax.Array:
+    if product.slices is None:
+        return multiply(*operands)
+    return product.slices.multiply(
+        equation, multiply, operands, product.result_lies(equation)
+    )
 
 
 def _contract(
-    equation: str,
-    projector: jax.Array,
-    other: jax.Array,
-    leaf: NamedSharding | None,
-    result_lies: NamedSharding | None = None,
+    product: _Product, equation: str, projector: jax.Array, other: jax.Array
 ) -> jax.Array:
+    leaf = product.sharding
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.promote_types(projector.dtype, other.dtype)
-    operands, result = equation.split("->")
-    basis, factor = (letter_sharding(leaf, x) for x in operands.split(","))
-    wanted = result_lies or letter_sharding(leaf, result)
+    operands = equation.split("->")[0].split(",")
+    basis, factor = (letter_sharding(leaf, x) for x in operands)
+    wanted = product.result_lies(equation)
     explicit = leaf is not None and is_explicit(leaf)
-    product = jnp.einsum(
+    found = jnp.einsum(
         equation,
         place(projector, basis).astype(dtype),
         place(other, factor).astype(dtype),
         preferred_element_type=accumulation_dtype(projector, other),
         out_sharding=wanted if explicit else None,
     )
-    return product if explicit else place(product, wanted)
+    found = found if explicit else place(found, wanted)
+    return found if product.dtype is None else found.astype(product.dtype)
 
 
 def turned(

@@ -91,10 +91,12 @@ def renew_leaves(
 def _renew_all(
     groups: Sequence[Group], turn: Turn, run: Run, sizes: Sequence[int]
 ) -> Found:
-    results = [
-        _renew_group(group, turn.at(group.entries), run, size)
-        for group, size in zip(groups, sizes, strict=True)
-    ]
+    order = np.concatenate([group.entries for group in groups])
+    due = _due(turn.at(order), run)
+    results, first = [], 0
+    for group, size in zip(groups, sizes, strict=True):
+        results.append(_renew_group(group, first, due, run, size))
+        first += sum(group.counts)
     return gathered(groups, results)
 
 
@@ -109,6 +111,21 @@ def gathered(groups: Sequence[Group], results: Sequence[Found]) -> Found:
     return [found[position] for position in sorted(found)], accepted
 
 
+class _Due(NamedTuple):
+    """What a refresh knows of all matrices at hand, group by group."""
+
+    lanes: jax.Array
+    owed: jax.Array
+    cold: jax.Array
+    keys: jax.Array
+
+
+def _due(turn: Turn, run: Run) -> _Due:
+    # Keys of all at once: in each loop they would be compiled again.
+    keys = jax.vmap(run.key_of)(jnp.asarray(turn.names))
+    return _Due(turn.lanes, turn.owed, turn.cold, keys)
+
+
 class _Loop(NamedTuple):
     chunk: jax.Array  # done last
     stacks: Projectors  # of all leaves of the kind, still coded where they are
@@ -116,15 +133,23 @@ class _Loop(NamedTuple):
 
 
 class _Chunks(NamedTuple):
-    """The matrices of a kind, so many a turn; the last chunk overlaps the one before.
+    """The matrices of a group, so many a turn; the last chunk overlaps the one before.
 
-    Entries count the matrices of the kind, leaf by leaf.
+    One by one, a matrix is numbered as among all at hand, so that the search for the
+    next one is the same for every group, and compiled once.
     """
 
     size: int
-    firsts: np.ndarray  # (chunks,) the first entry of each
-    members: np.ndarray  # (chunks, size) entries
-    fresh: np.ndarray  # (chunks, size) whether an entry is in no earlier chunk
+    firsts: np.ndarray  # (chunks,) the first matrix of each
+    members: np.ndarray  # (chunks, size) matrices
+    fresh: np.ndarray  # (chunks, size) whether a matrix is in no earlier chunk
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """From the first chunk to the last."""
+        if self.size == 1:
+            return int(self.firsts[0]), int(self.firsts[-1])
+        return 0, len(self.firsts) - 1
 
     def due(self, lanes: jax.Array) -> jax.Array:
         """Whether each chunk has a matrix that is due."""
@@ -132,24 +157,30 @@ class _Chunks(NamedTuple):
             return lanes
         return jnp.any(lanes[self.members] & self.fresh, axis=1)
 
+    def first(self, chunk: jax.Array) -> jax.Array:
+        return chunk if self.size == 1 else at(jnp.asarray(self.firsts), chunk)
 
-def _chunks(count: int, size: int) -> _Chunks:
+
+def _chunks(first: int, count: int, size: int) -> _Chunks:
     starts = np.arange(0, count, size, dtype=np.int32)
     firsts = np.minimum(starts, count - size)
     members = firsts[:, None] + np.arange(size, dtype=np.int32)
-    return _Chunks(size, firsts, members, members >= starts[:, None])
+    fresh = members >= starts[:, None]
+    return _Chunks(size, first + firsts, first + members, fresh)
 
 
-def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
-    """Renews the matrices of a group that are due in any lane, `size` a turn, or 1."""
+def _renew_group(group: Group, first: int, due: _Due, run: Run, size: int) -> Found:
+    """Renews the matrices of a group that are due in any lane, `size` a turn, or 1.
+
+    `first` is the number of its first one.
+    """
     stacks = [leaf.stacks for leaf in group.leaves]
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
-    # False and -1, but made of what varies over devices: inside `shard_map` a carry has
+    # False and 0, but made of what varies over devices: inside `shard_map` a carry has
     # to vary from the start.
-    none = turn.owed & False
-    before_all = jnp.min(none.astype(jnp.int32)) - 1
-    start = _Loop(before_all, joined, none)
-    loop = functools.partial(_loop, group, turn, run)
+    none = due.owed[first : first + sum(group.counts)] & False
+    start = _Loop(jnp.min(none.astype(jnp.int32)), joined, none)
+    loop = functools.partial(_loop, group, first, due, run)
     if size == 1:
         end = loop(1, start)
     else:
@@ -160,41 +191,52 @@ def _renew_group(group: Group, turn: Turn, run: Run, size: int) -> Found:
     return split(group.leaves, end.stacks, run.step), end.accepted
 
 
-def _loop(group: Group, turn: Turn, run: Run, size: int, start: _Loop) -> _Loop:
+def _loop(
+    group: Group, start_at: int, due: _Due, run: Run, size: int, start: _Loop
+) -> _Loop:
     """A turn for every `size` matrices of which one is due."""
-    chunks = _chunks(sum(group.counts), size)
-    due = chunks.due(turn.lanes)
+    chunks = _chunks(start_at, sum(group.counts), size)
+    pending, (lowest, highest) = chunks.due(due.lanes), chunks.numbers
     storage = group.leaves[0].matrix.storage
     propose = functools.partial(
         _propose, run.method, storage, run.align_signs, run.step
     )
 
-    def body(_: jax.Array, state: _Loop) -> _Loop:
-        chunk = _next(due, state.chunk)
-        first = chunk if size == 1 else at(jnp.asarray(chunks.firsts), chunk)
+    def more(state: _Loop) -> jax.Array:
+        return _next(pending, state.chunk) <= highest
 
-        def now(stack: jax.Array) -> jax.Array:
-            return lax.dynamic_slice_in_dim(stack, first, size)
+    def body(state: _Loop) -> _Loop:
+        chunk = _next(pending, state.chunk)
+        number = chunks.first(chunk)
+        first = number - start_at  # in the group
+
+        def now(first: jax.Array, stack: jax.Array) -> jax.Array:
+            return lax.dynamic_slice_in_dim(
+                stack, first, size, allow_negative_indices=False
+            )
 
         def put(stack: jax.Array, part: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice_in_dim(stack, row_major(part), first, 0)
+            return lax.dynamic_update_slice_in_dim(
+                stack, row_major(part), first, 0, allow_negative_indices=False
+            )
 
-        mine, old = Turn(*map(now, turn)), jax.tree.map(now, state.stacks)
+        mine = _Due(*(now(number, x) for x in due))
+        old = jax.tree.map(functools.partial(now, first), state.stacks)
         views = group.views(first + jnp.arange(size, dtype=jnp.int32))
-        keys = each(run.key_of, size)(mine.names)
-        new, sound = each(propose, size)(views, old, keys, mine.cold)
+        new, sound = each(propose, size)(views, old, mine.keys, mine.cold)
         accept = sound & mine.owed
         if size > 1:
             accept &= at(jnp.asarray(chunks.fresh), chunk)
         kept = jax.tree.map(functools.partial(_choose, accept), new, old)
-        taken = put(state.accepted, accept | now(state.accepted))
+        taken = put(state.accepted, accept | now(first, state.accepted))
         return _Loop(chunk, jax.tree.map(put, state.stacks, kept), taken)
 
-    return lax.fori_loop(0, jnp.sum(due), body, start)
+    before = start._replace(chunk=start.chunk + (lowest - 1))
+    return lax.while_loop(more, body, before)
 
 
 def _next(due: jax.Array, last: jax.Array) -> jax.Array:
-    """The first chunk after `last` that is due."""
+    """The first chunk after `last` that is due, or what is above all chunks."""
     chunks = jnp.arange(len(due), dtype=jnp.int32)
     return jnp.min(jnp.where(due & (chunks > last), chunks, len(due)))
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How moments are stored in eight bits; one module a code.
+"""How arrays are stored in few bits; one module a code.
 
-Each function returns an object for `galore_optax.quantized(..., code=...)`. `Code` is
-the protocol to write one of your own.
+Moments: each function returns an object for `galore_optax.quantized(..., code=...)`,
+and `Code` is the protocol to write one of your own. Projectors: `affine.py`, which
+`projector_dtype` asks for.
 """
 
 from galore_optax.codes._base import Code as Code

@@ -2,7 +2,7 @@
 """A model in three parts, and one layer of the middle one."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ from galore_optax._context import Whole, within
 from galore_optax._projector.coordinates import project_gradients
 from galore_optax._xla.order import row_major
 from galore_optax.backward.gradient import differentiated
+
+if TYPE_CHECKING:
+    from galore_optax.layerwise._places import Places
 
 
 class Params(NamedTuple):
@@ -114,6 +117,7 @@ class Optimizer(NamedTuple):
 
     tx: optax.GradientTransformationExtraArgs
     shapes: Params  # of all parameters
+    places: "Places | None" = None  # where these lie, if that was declared
 
     def init(self, params: Params) -> Params:
         """The state of each part; that of the blocks has a leading layer axis."""
@@ -121,7 +125,8 @@ class Optimizer(NamedTuple):
         def of(part: Part) -> Any:
             return self._in(part, lambda: self.tx.init(part.alone(part.of(params))))
 
-        return by_part(params, of)
+        state = by_part(params, of)
+        return state if self.places is None else self.places.keep_all(state)
 
     def update(
         self, part: Part, gradient: Any, state: Any, params: Any, **extra_args: Any
@@ -139,7 +144,8 @@ class Optimizer(NamedTuple):
             )
 
         updates, state = self._in(part, run)
-        return optax.apply_updates(params, getattr(updates, part.name)), state
+        new = optax.apply_updates(params, getattr(updates, part.name))
+        return new, self._kept(part, state)
 
     def project(
         self, part: Part, gradient: Any, state: Any, params: Any, refresh: Any
@@ -153,7 +159,7 @@ class Optimizer(NamedTuple):
             return project_gradients(self.tx, *trees, refresh=refresh)
 
         low, state = self._in(part, run)
-        return getattr(low, part.name), state
+        return getattr(low, part.name), self._kept(part, state)
 
     def differentiate(
         self, part: Part, value: Any, params: Any, x: Any, state: Any, refresh: Any
@@ -168,8 +174,12 @@ class Optimizer(NamedTuple):
             return differentiated(of_part, self.tx, *trees, refresh=refresh)
 
         _, (low, dx), state = self._in(part, run)
-        return Coordinates(getattr(low, part.name)), dx, state
+        return Coordinates(getattr(low, part.name)), dx, self._kept(part, state)
 
     def _in(self, part: Part, run: Callable[[], Any]) -> Any:
-        with within(whole=Whole(self.shapes, part.layer)):
+        declared = self.places.declared if self.places else None
+        with within(whole=Whole(self.shapes, part.layer), declared=declared):
             return run()
+
+    def _kept(self, part: Part, state: Any) -> Any:
+        return state if self.places is None else self.places.keep(part, state)

@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from galore_optax._placing.given import check_declared
+from galore_optax._placing.state import Placed
 from galore_optax._projector.refresh import When
 from galore_optax.layerwise._check import refuse_mixing
 from galore_optax.layerwise._clip import Clip
 from galore_optax.layerwise._parts import Optimizer, Params, Part, by_part, layers_of
+from galore_optax.layerwise._places import Places, places_of, refuse_split_layers
 from galore_optax.layerwise._sweep import Differentiate, Model, Use, sweep, visit
 
 
@@ -66,7 +69,8 @@ def make_step(
       model: the model's functions.
       tx: any transformation that treats leaves one by one. It sees a `Params` that
         holds one layer, or the embedding, or the head, so that masks and labels must be
-        callables that go by path.
+        callables that go by path. On a mesh of several devices `sharded(tx, params)`,
+        so that its state is split as they are.
       clip: `clip_by_global_norm(...)`, `clip_by_projected_norm(...)` or nothing.
       remat: keep only the inputs of layers, and compute each layer again for its
         gradient; without it, all that the backward pass of every layer needs is kept.
@@ -81,7 +85,8 @@ def make_step(
 
     Raises:
       ValueError: without gradients, `remat` is off or they are clipped by their norm;
-        from `init`, `tx` needs all gradients at once, or blocks are no stack;
+        from `init`, `tx` needs all gradients at once, or blocks are no stack, or one
+        that is split over devices along its layers;
         from `update`, leaves of `batches` without a common leading axis,
         `clip_by_global_norm` or `refresh=True` with several micro-batches.
       TypeError: `tx` is no transformation, `clip` no clipping.
@@ -120,10 +125,18 @@ def make_step(
         )
     if not form_gradients:
         _check_never_formed(clip, remat)
-    tx = optax.with_extra_args_support(tx)
-    stepper = _Stepper(model, tx, clip, remat, form_gradients)
+    placed = tx if isinstance(tx, Placed) else None
+    tx = optax.with_extra_args_support(placed.tx if placed else tx)
+    places = places_of(placed) if placed else None
+    stepper = _Stepper(model, tx, clip, remat, form_gradients, placed, places)
     # Compiled, or the zeros of all moments would exist in f32 before they are coded.
-    return Step(jax.jit(stepper.init), stepper.update)
+    compiled = jax.jit(stepper.init)
+
+    def init(params: Params) -> Params:
+        refuse_split_layers(params)  # while arrays tell where they lie
+        return compiled(params)
+
+    return Step(init, stepper.update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +148,12 @@ class _Stepper:
     clip: Clip | None
     remat: bool
     form_gradients: bool
+    placed: Placed | None  # the transformation, if its parameters were declared
+    places: Places | None
 
     def init(self, params: Params) -> Params:
+        if self.placed is not None:
+            check_declared(self.placed.given, params)
         refuse_mixing(self.tx, params)
         return self._optimizer(params).init(params)
 
@@ -148,6 +165,7 @@ class _Stepper:
                 f"the state is a {type(state).__name__}, and not what the init of this"
                 " step makes, by layers: step.init(params), not tx.init(params)."
             )
+        refuse_split_layers(params)
         count = _micro_batches(batches)
         projected = self.clip is not None and self.clip.projected
         if count > 1 and self.clip and not projected:
@@ -158,13 +176,20 @@ class _Stepper:
             )
         run = self._accumulated if count > 1 or projected else self._fused
         try:
-            return run(params, state, batches, extra_args)
+            return self._kept(*run(params, state, batches, extra_args))
         except (IndexError, TypeError, ValueError) as error:
             error.add_note(
                 "The first axis of every leaf of batches counts micro-batches, here"
                 f" {count}. If these are one batch, give it that axis: x[None]."
             )
             raise
+
+    def _kept(
+        self, params: Params, state: Params, report: Report
+    ) -> tuple[Params, Params, Report]:
+        if self.places is None:
+            return params, state, report
+        return self.places.keep_params(params), self.places.keep_all(state), report
 
     def _fused(
         self, params: Params, state: Params, batches: Any, extra_args: dict[str, Any]
@@ -281,7 +306,7 @@ class _Stepper:
 
     def _optimizer(self, params: Params) -> Optimizer:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-        return Optimizer(self.tx, shapes)
+        return Optimizer(self.tx, shapes, self.places)
 
     def _zero_coordinates(
         self, optimizer: Optimizer, params: Params, state: Params

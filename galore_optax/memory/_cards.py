@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of accelerators by name."""
+"""Memory of accelerators by name, and what a process may have of it."""
 
+import dataclasses
+import re
 from difflib import get_close_matches
 
 from galore_optax.memory._bytes import parse_size
@@ -24,19 +26,54 @@ CARDS = {
     "h100": 81_559 * _MIB,
     "h200": 150_754_820_096,
 }
+_TPUS = ("v5e", "v6e")
+PREALLOCATED = 0.75  # what JAX takes of a GPU, unless it is told otherwise
 
 
-def memory_of(text: str) -> int:
-    """Bytes of a card by its name, or of a size such as `24GB`.
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a process may have."""
+
+    name: str
+    """Of a card, or a size as it was written."""
+    whole: int
+    """Bytes of the card, or of the size."""
+    share: float
+    """Which part of them a process has, at most 1."""
+
+    @property
+    def bytes(self) -> int:
+        return int(self.share * self.whole)
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.name in CARDS and self.name not in _TPUS
+
+
+def budget_of(text: str, share: str | None = None) -> Budget:
+    """The budget of a card by its name, or of a size such as `24GB`.
+
+    Args:
+      text: the card or the size.
+      share: of it, such as `0.9` or `90%`; `None` is JAX's own of a GPU by name, and
+        all of a TPU or a size.
 
     Raises:
-      ValueError: it is neither; the nearest name is offered.
+      ValueError: one of them is nothing of the kind; the nearest card is offered.
     """
+    whole = Budget(text, _memory_of(text), 1.0)
+    if share is not None:
+        return dataclasses.replace(whole, share=_parse_share(share))
+    return dataclasses.replace(whole, share=PREALLOCATED) if whole.is_gpu else whole
+
+
+def _memory_of(text: str) -> int:
     if text in CARDS:
         return CARDS[text]
-    if text.strip().isdigit():
+    if re.fullmatch(r"\s*[\d.]+\s*", text):
         raise ValueError(
-            f"{text!r} has no unit, and would be bytes. Write {text.strip()}GB."
+            f"{text!r} has no unit, and would be bytes. Write {text.strip()}GB; a part"
+            f" of a card is --budget CARD --share {text.strip()}."
         )
     try:
         return parse_size(text)
@@ -44,3 +81,16 @@ def memory_of(text: str) -> int:
         near = get_close_matches(text, CARDS, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"{error} {hint}Known cards: {', '.join(CARDS)}.") from None
+
+
+def _parse_share(text: str) -> float:
+    number, percent = text.removesuffix("%"), text.endswith("%")
+    try:
+        found = float(number) / (100 if percent else 1)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 1:
+        raise ValueError(
+            f"share={text} must be above 0 and at most 1 or 100%, such as 0.9 or 90%."
+        )
+    return found

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from galore_optax.memory._cards import CARDS, memory_of
+from galore_optax.memory._cards import CARDS, PREALLOCATED, Budget, budget_of
 from galore_optax.memory._methods import Method, option_names, parse_options
 from galore_optax.memory._model import (
     DTYPES,
@@ -34,10 +34,6 @@ _EXPECTED = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError
 _SHOWN = 12  # choices of a budget
 _DEFAULT = ("adamw", "galore_adamw")
 _FOR_BUDGETS = ("adamw", "adamw8bit", "adafactor", "galore_adamw")
-_PREALLOCATED = (
-    "A budget is what the process may have: JAX takes 75 % of a GPU's memory unless"
-    " XLA_PYTHON_CLIENT_MEM_FRACTION is set, as in XLA_PYTHON_CLIENT_MEM_FRACTION=.95."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,6 +87,11 @@ def _add_model(add: Callable[..., Any]) -> None:
         " --remat, --layerwise and --gradients is not given"
     )
     add("--budget", metavar="SIZE", help=text)
+    text = (
+        f"of the budget, such as 0.9 or 90%%; default: the {PREALLOCATED:.0%}% that JAX"
+        " takes of a GPU by name, all of a TPU or of a size"
+    )
+    add("--share", metavar="SHARE", help=text)
     add("--png", metavar="FILE", help="draw the methods side by side")
 
 
@@ -124,21 +125,63 @@ def chosen(found: argparse.Namespace) -> tuple[Sizes, list[Method], Setting]:
 
 def _plan(found: argparse.Namespace) -> int:
     sizes, methods, setting = chosen(found)
-    budget = memory_of(found.budget) if found.budget else None
+    budget = _budget(found)
     plans = [plan(sizes, with_rank(method, sizes), setting) for method in methods]
     said = filter(None, (table(plans), against_adamw(plans), notes(plans)))
     print(f"{found.model}: {setting}", "", *said, sep="\n", flush=True)
     if found.png:
-        draw(plans, found.png, budget, f"{Path(found.model).stem}: {setting}")
+        line = budget.bytes if budget else None
+        draw(plans, found.png, line, f"{Path(found.model).stem}: {setting}")
         print(f"wrote {found.png}")
     if budget:
-        choices = search(sizes, methods, _settings(setting, found), budget)
-        print(f"\nwhat fits {found.budget}, by estimate, the largest rank first:")
-        print(_shown(choices[:_SHOWN]))
-        if len(choices) > _SHOWN:
-            print(f"and {len(choices) - _SHOWN} more")
-        print(_PREALLOCATED)
+        print(f"\n{_allowed(budget)}", flush=True)
+        choices = search(sizes, methods, _settings(setting, found), budget.bytes)
+        _show(choices)
     return 0
+
+
+def _show(choices: Sequence[Choice]) -> None:
+    print("\nwhat fits, by estimate, the largest rank first:")
+    print(_shown(choices[:_SHOWN]))
+    if len(choices) > _SHOWN:
+        print(f"and {len(choices) - _SHOWN} more")
+
+
+def _budget(found: argparse.Namespace) -> Budget | None:
+    if found.budget:
+        return budget_of(found.budget, found.share)
+    if found.share is not None:
+        raise ValueError(
+            f"share={found.share} is a part of a budget, and none is given. Add"
+            " --budget, such as --budget rtx4090."
+        )
+    return None
+
+
+def _allowed(budget: Budget) -> str:
+    """What a process may have, and how it comes to have it."""
+    told = f"{budget.name}: {gigabytes(budget.bytes)} for this process"
+    if budget.share < 1:
+        told += f", {budget.share:.4g} of {gigabytes(budget.whole)}"
+    return f"{told}{_how(budget)}"
+
+
+def _how(budget: Budget) -> str:
+    """The rest of the sentence: what a program has to be told for that."""
+    variable = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    if budget.is_gpu and budget.share == PREALLOCATED:
+        return (
+            ", which is what JAX takes of a GPU. For more, start your program with"
+            f" {variable}=.95, and add --share .95 here."
+        )
+    if budget.name in CARDS and not budget.is_gpu:
+        return "."
+    if budget.share < 1:
+        return f". Start your program with {variable}={budget.share:.4g}."
+    return (
+        f". JAX takes {PREALLOCATED:.0%} of a GPU: add --share {PREALLOCATED} if this"
+        f" is the size of one, or set {variable}."
+    )
 
 
 def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:

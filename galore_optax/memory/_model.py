@@ -78,7 +78,7 @@ class Sizes:
 
         Raises:
           FileNotFoundError: there is neither; the nearest name is offered.
-          ValueError: a key is missing, or sizes do not divide.
+          ValueError: it is no JSON, a key is missing, or sizes do not divide.
 
         Example:
           >>> from galore_optax import memory
@@ -86,7 +86,17 @@ class Sizes:
           32
         """
         path = config_path(name)
-        return _from_hugging_face(json.loads(path.read_text()), path)
+        return _from_hugging_face(_read(path), path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # of decoding, too
+        raise ValueError(
+            f"{path} is no JSON ({error}). Give the config.json of a model."
+        ) from error
+    return found if isinstance(found, dict) else {}
 
 
 def _from_hugging_face(found: dict[str, Any], path: Path) -> Sizes:
@@ -108,7 +118,8 @@ def config_path(name: str) -> Path:
     """Where the configuration `name` lies: a JSON file with Hugging Face's keys.
 
     Args:
-      name: one of the package's, such as `"7b"`, or the path of a `config.json`.
+      name: one of the package's, such as `"7b"`, or the path of a `config.json` or of
+        a folder that holds one.
 
     Raises:
       FileNotFoundError: it is neither; the nearest name is offered.
@@ -120,6 +131,8 @@ def config_path(name: str) -> Path:
     """
     path = _FOLDER / f"{name}.json"
     path = path if path.exists() else Path(name)
+    if (path / "config.json").is_file():  # a folder as transformers saves one
+        return path / "config.json"
     if not path.is_file():
         near = get_close_matches(name, config_names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

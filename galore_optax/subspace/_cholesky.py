@@ -15,7 +15,7 @@ basis as they lie in memory.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,8 @@ _PANEL = 96
 class _Passes(NamedTuple):
     rows: jax.Array
     gram: jax.Array
-    number: jax.Array
+    products: jax.Array  # to come
+    number: jax.Array  # of passes since the last product
 
 
 def iterate(
@@ -50,9 +51,9 @@ def iterate(
     Rows that depend on those before are replaced, by noise orthogonal to the others.
 
     Between products one pass of Cholesky QR keeps the rows apart; after the last as
-    many as it takes. Two loops, so that a batch of matrices (`jax.vmap`) runs as many
-    products as one does: a conditional in a single loop would become a select, which
-    computes both.
+    many as it takes. One loop, so that a pass is compiled once, with a loop of one turn
+    or none around the product in it: of a batch of matrices (`jax.vmap`) a conditional
+    would become a select, which computes products for passes too.
 
     Args:
       start: (rank, m).
@@ -65,12 +66,13 @@ def iterate(
       enough.
     """
 
-    def again(_: Any, rows: jax.Array) -> jax.Array:
-        return product(apart(rows))
+    def again(rows: jax.Array, left: jax.Array) -> jax.Array:
+        turns = jnp.minimum(left, 1)
+        return lax.fori_loop(0, turns, lambda _, x: product(x), rows)
 
-    left = jnp.asarray(products - 1, jnp.int32)
-    rows = lax.fori_loop(0, left, again, product(start))
-    return complete(rows, noise)
+    rows = product(start)
+    left = _zero_of(rows) + jnp.asarray(products - 1, jnp.int32)
+    return _completed(rows, noise, left, again)
 
 
 def apart(rows: jax.Array) -> jax.Array:
@@ -80,24 +82,40 @@ def apart(rows: jax.Array) -> jax.Array:
 
 def complete(rows: jax.Array, noise: jax.Array) -> jax.Array:
     """As many passes as it takes, and `noise` for rows that depend on others."""
+    return _completed(rows, noise, _zero_of(rows), lambda rows, _: rows)
+
+
+def _completed(
+    rows: jax.Array,
+    noise: jax.Array,
+    products: jax.Array,
+    again: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """`again(rows, products)` takes a product after a pass, where one is left."""
 
     def unfinished(state: _Passes) -> jax.Array:
-        return (_error(state.gram) > _NEARLY) & (state.number < _PASSES)
+        apart = (_error(state.gram) <= _NEARLY) | (state.number >= _PASSES)
+        return (state.products > 0) | ~apart
 
     def once(state: _Passes) -> _Passes:
-        rows = _pass(state.rows, state.gram)
+        rows, left = _pass(state.rows, state.gram), state.products
         sound = jnp.abs(jnp.diagonal(state.gram) - 1) < 0.5  # false for NaN
         anew = (state.number > 0) & (state.number % _ANEW == 0)
         rows = jnp.where((sound | ~anew)[:, None], rows, noise)
-        return _Passes(rows, _gram(rows), state.number + 1)
+        rows, last = again(rows, left), (left == 0).astype(jnp.int32)
+        return _Passes(rows, _gram(rows), left - 1 + last, state.number + last)
 
-    # No constant: inside `shard_map` a carry varies over devices from the start.
-    none = 0 * jnp.isnan(rows[0, 0]).astype(jnp.int32)
-    end = lax.while_loop(unfinished, once, _Passes(rows, _gram(rows), none))
+    start = _Passes(rows, _gram(rows), products, _zero_of(rows))
+    end = lax.while_loop(unfinished, once, start)
     return 1.5 * end.rows - 0.5 * matmul(end.gram, end.rows)
 
 
-# Compiled by themselves, and in place, so that they are traced once for both loops.
+def _zero_of(rows: jax.Array) -> jax.Array:
+    """No constant: inside `shard_map` a carry varies over devices from the start."""
+    return 0 * jnp.isnan(rows[0, 0]).astype(jnp.int32)
+
+
+# Compiled by itself, and in place, so that it is traced once a shape.
 @functools.partial(jax.jit, inline=True)
 def _pass(rows: jax.Array, gram: jax.Array) -> jax.Array:
     """The inverse Cholesky factor of the shifted Gram matrix times unit rows.
@@ -111,8 +129,9 @@ def _pass(rows: jax.Array, gram: jax.Array) -> jax.Array:
     identity = jnp.eye(len(gram), dtype=gram.dtype)
     shifted = gram * scale[:, None] * scale[None] + shift * identity
     unit = rows * scale[:, None]
-    solved = matmul(inverse_factor(shifted), unit)
-    return jnp.where(jnp.all(jnp.isfinite(solved)), solved, unit)
+    inverse = inverse_factor(shifted)
+    # What fails makes all that comes after it NaN.
+    return jnp.where(jnp.isfinite(inverse[-1, -1]), matmul(inverse, unit), unit)
 
 
 def inverse_factor(matrix: jax.Array) -> jax.Array:
@@ -121,34 +140,57 @@ def inverse_factor(matrix: jax.Array) -> jax.Array:
     panels = math.ceil(size / _PANEL)
     width = math.ceil(size / panels)
     padded = panels * width
-    left = jnp.eye(padded, dtype=matrix.dtype).at[:size, :size].set(matrix)
     rows = lax.iota(jnp.int32, padded)
+    cut = functools.partial(lax.dynamic_slice_in_dim, allow_negative_indices=False)
 
-    def eliminate(panel: jax.Array, both: jax.Array) -> jax.Array:
-        first = panel * width
-        column = lax.dynamic_slice_in_dim(both, first, width, 1)
-        pivot = _inverse_factor(lax.dynamic_slice_in_dim(column, first, width, 0))
+    def eliminate(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        first, both = state
+        column = cut(both, first, width, 1)
+        pivot = _inverse_factor(cut(column, first, width, 0))
         below = jnp.where(rows[:, None] >= first + width, column, 0)
-        done = matmul(pivot, lax.dynamic_slice_in_dim(both, first, width, 0))
+        done = matmul(pivot, cut(both, first, width, 0))
         both = both - matmul(matmul(below, pivot.T), done)
-        return lax.dynamic_update_slice_in_dim(both, done, first, 0)
+        both = lax.dynamic_update_slice_in_dim(
+            both, done, first, 0, allow_negative_indices=False
+        )
+        return first + width, both
 
-    both = jnp.concatenate([left, jnp.eye(padded, dtype=matrix.dtype)], axis=1)
-    both = lax.fori_loop(0, panels, eliminate, both)
+    row, column = _places(padded, 2 * padded)
+    ones = (column == row + padded) | ((column == row) & (row >= size))
+    start = jnp.where(ones, 1, _in_corner(matrix, ones.shape))
+    # Counts rows and not panels, or their product is one more kernel to compile.
+    _, both = lax.while_loop(
+        lambda state: state[0] < padded, eliminate, (jnp.int32(0), start)
+    )
     return both[:size, padded : padded + size]
 
 
 def _inverse_factor(matrix: jax.Array) -> jax.Array:
     """`L⁻¹` from one factorisation: that of `[[A, I], [I, c I]]` holds `L⁻ᵀ` below `L`.
 
-    A triangular solve would do, but BLAS starts threads for it whatever its size.
+    A triangular solve would do, but BLAS starts threads for it whatever its size. The
+    upper triangle is not read.
     """
     size = len(matrix)
     large = float(jnp.finfo(matrix.dtype).eps) ** -2  # over any entry of the inverse
-    both = jnp.eye(2 * size, dtype=matrix.dtype) * large
-    both = both.at[:size, :size].set(matrix)
-    both = both.at[size:, :size].set(jnp.eye(size, dtype=matrix.dtype))
+    row, column = _places(2 * size, 2 * size)
+    scaled = jnp.where((row == column) & (row >= size), large, 0)
+    # One array, which no turn of a loop around this makes anew.
+    frame = jnp.where(row == column + size, 1, scaled).astype(matrix.dtype)
+    both = frame + _in_corner(matrix, row.shape)
     return lax.linalg.cholesky(both, symmetrize_input=False)[size:, :size].T
+
+
+def _places(*shape: int) -> tuple[jax.Array, jax.Array]:
+    """The row and the column of each entry."""
+    row, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    return row, column
+
+
+def _in_corner(matrix: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """With zeros to the right and below."""
+    sizes = zip(matrix.shape, shape, strict=True)
+    return jnp.pad(matrix, [(0, size - old) for old, size in sizes])
 
 
 def _gram(rows: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 
 import benchmarks
 from benchmarks.lib.shapes import Shapes
-from benchmarks.memory import compiled_step, hlo, targets
+from benchmarks.memory import compiled_step, hlo, many_devices, targets
 from galore_optax import memory
 from galore_optax.memory import Method, Setting
 
@@ -46,6 +46,57 @@ ENTRY %main (w: bf16[8,16]) -> bf16[8,16] {
   ROOT %out = bf16[8,16]{1,0} get-tuple-element(%while.1), index=1
 }
 """  # noqa: E501
+
+
+# As XLA prints it for TPU: the condition says how many turns there are.
+COUNTED = """HloModule jit_g, is_scheduled=true
+
+%part (p: bf16[8,16]) -> bf16[32,16] {
+  %p = bf16[8,16]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[32,16]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=2, dimensions={0}
+}
+
+%one (o: bf16[8,16]) -> bf16[8,16] {
+  %o = bf16[8,16]{1,0} parameter(0)
+  ROOT %all-to-all.1 = bf16[8,16]{1,0} all-to-all(%o), channel_id=1, dimensions={0}
+}
+
+%two (q: bf16[8,16]) -> bf16[8,16] {
+  %q = bf16[8,16]{1,0} parameter(0)
+  ROOT %all-to-all.2 = bf16[8,16]{1,0} all-to-all(%q), channel_id=1, dimensions={0}
+}
+
+%body (s: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %s = (s32[]{:T(128)}, bf16[8,16]{1,0}) parameter(0)
+  %n = s32[]{:T(128)} get-tuple-element(%s), index=0
+  %x = bf16[8,16]{1,0} get-tuple-element(%s), index=1
+  %all-gather.1 = bf16[32,16]{1,0} all-gather(%x), channel_id=3, dimensions={0}
+  %either = bf16[8,16]{1,0} conditional(%n, %x, %x), branch_computations={%one, %two}
+  ROOT %t = (s32[], bf16[8,16]{1,0}) tuple(%n, %either)
+}
+
+%condition (c: (s32[], bf16[8,16])) -> pred[] {
+  %eight = s32[]{:T(128)} constant(8)
+  %c = (s32[]{:T(128)}, bf16[8,16]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %eight), direction=LT
+}
+
+ENTRY %main (w: bf16[8,16]) -> bf16[32,16] {
+  %w = bf16[8,16]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], bf16[8,16]{1,0}) tuple(%zero, %w)
+  %while.1 = (s32[], bf16[8,16]{1,0}) while(%start), condition=%condition, body=%body
+  ROOT %fusion.1 = bf16[32,16]{1,0} fusion(%w), kind=kCustom, calls=%part
+}
+"""  # noqa: E501
+
+
+def test_what_is_sent_is_counted_in_every_turn() -> None:
+    """Eight gathers and one inside a fusion; in a turn one of two branches."""
+    gathered, dealt = 2 * 32 * 16, 2 * 8 * 16
+    found = many_devices.collectives(COUNTED)
+    assert found == {"all-gather": 9 * gathered, "all-to-all": 8 * dealt}
 
 
 def test_a_program_is_counted_as_it_runs() -> None:

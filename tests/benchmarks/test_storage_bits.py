@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.training import storage_bits, tables
 from benchmarks.training.storage_bits import ADAMW, GALORE, SETTINGS
-from galore_optax._storage.projectors import Affine
+from galore_optax.codes.affine import Affine
 
 from settings import Settings
 

@@ -146,6 +146,11 @@ def test_maths_are_drawn_without_a_script(site: str, browser: Any) -> None:
     sizes = browser.execute_script(script)
     assert len(sizes) > 10
     assert min(sizes) > 0
+    script = (
+        "return [...document.querySelectorAll('div.math')]"
+        ".map(x => x.scrollHeight - x.clientHeight)"
+    )
+    assert max(browser.execute_script(script)) <= 1, "cut off, but for rounding"
 
 
 def test_the_planners_page_says_what_the_planner_says(site: str, browser: Any) -> None:
@@ -187,6 +192,22 @@ def test_an_address_that_asks_for_what_is_not_known(
     assert told in wait(browser, script)
     said = wait(browser, "return document.getElementById('fit-answer').textContent")
     assert "A step holds" in said
+
+
+@pytest.mark.parametrize(
+    ("card", "share", "told"),
+    [
+        ("rtx4090", "0.95", True),
+        ("rtx4090", "0.75", False),  # JAX does that by itself
+        ("v6e", "0.95", False),  # all of it is a program's anyway
+    ],
+)
+def test_a_share_says_how_to_get_it(
+    site: str, browser: Any, card: str, share: str, told: bool
+) -> None:
+    browser.get(f"{site}/fit.html?card={card}&share={share}")
+    said = wait(browser, "return document.getElementById('fit-answer').textContent")
+    assert (f"XLA_PYTHON_CLIENT_MEM_FRACTION={share}." in said) == told
 
 
 def test_what_does_not_fit_is_said(site: str, browser: Any) -> None:

@@ -208,3 +208,15 @@ def test_prompts_that_no_answer_has(package: Path) -> None:
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json"):
         sample._tokenizer(empty)
+
+
+@pytest.mark.parametrize("made", [(), ("checkpoints",)])
+def test_a_run_without_a_checkpoint_cannot_be_exported(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in made:
+        (tmp_path / name).mkdir()
+    expected = r"error: .*checkpoints holds no checkpoint\. Give the --out of a run"
+    with pytest.raises(SystemExit, match=expected):
+        hugging_face.main([str(tmp_path), str(tmp_path / "model")])
+    assert not (tmp_path / "model").exists()

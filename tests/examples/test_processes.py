@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny model in two processes of one device each: the same run, and a death."""
+"""A tiny model in processes of one device each: the same run, and a death."""
 
 import subprocess
 import sys
@@ -65,9 +65,14 @@ def whole(files: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return losses(Trainer(run).train().records)
 
 
-def test_two_processes_are_one(files: Path, tmp_path: Path, whole: list[float]) -> None:
-    run = tiny(files, tmp_path, **RUN)
-    command = [sys.executable, str(LLAMA / "launch.py"), "-n", "2", "--"]
+@pytest.mark.parametrize(
+    ("count", "mesh"), [(2, ("fsdp=2",)), (4, ("data=2", "fsdp=2"))]
+)
+def test_several_processes_are_one(
+    files: Path, tmp_path: Path, whole: list[float], count: int, mesh: tuple[str, ...]
+) -> None:
+    run = tiny(files, tmp_path, **RUN | {"mesh": mesh})
+    command = [sys.executable, str(LLAMA / "launch.py"), "-n", str(count), "--"]
     subprocess.run([*command, *words(run)], env=environment(), check=True)
     records = metrics.read(tmp_path / "metrics.jsonl")
     assert metrics.series(records, "loss")[0] == list(range(1, 25))  # written once

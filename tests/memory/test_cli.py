@@ -83,21 +83,52 @@ def test_gradients_may_be_never_formed(capsys: Output) -> None:
 def test_a_budget_lists_what_fits(capsys: Output) -> None:
     assert run("130m", "--budget", "1GB", "--no-layerwise") == 0
     out = capsys.readouterr().out
-    assert "what fits 1GB" in out
+    assert "1GB: 1.00 GB for this process. JAX takes 75% of a GPU" in out
     assert "layerwise" not in out
-    assert "75 %" in out
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in out
-    head, choices = out.split("what fits 1GB")
+    head, choices = out.split("what fits")
     assert "adamw  adamw8bit  adafactor  galore_adamw" in head
     assert "\nadafactor " in choices
 
 
 def test_a_budget_may_be_a_card(capsys: Output) -> None:
     arguments = "7b --method galore_adamw --option rank=1024 --remat --budget rtx4090"
-    assert run(*arguments.split()) == 0
-    choices = capsys.readouterr().out.split("what fits rtx4090")[1]
+    assert run(*arguments.split(), "--share", "95%") == 0
+    choices = capsys.readouterr().out.split("what fits")[1]
     assert "8 bit, remat, layerwise" in choices
     assert "never formed" not in choices  # its refresh takes 27 GB
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        # 0.75 and 0.95 of XLA's 25,353,519,104 bytes; a TPU is not preallocated.
+        ("rtx4090", "rtx4090: 19.02 GB for this process, 0.75 of 25.35 GB, which is"),
+        ("rtx4090 --share .95", "24.09 GB for this process, 0.95 of 25.35 GB. Start"),
+        ("rtx4090 --share 95%", "program with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95."),
+        ("v5e", "v5e: 17.18 GB for this process.\n"),
+        (
+            "24GB --share 0.75",
+            "24GB: 18.00 GB for this process, 0.75 of 24.00 GB. Start",
+        ),
+    ],
+)
+def test_a_budget_is_what_jax_leaves_of_a_card(
+    budget: str, expected: str, capsys: Output
+) -> None:
+    assert run("9m", "--method", "adamw", "--budget", *budget.split()) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_what_fits_the_whole_card_may_not_fit_jax_share(capsys: Output) -> None:
+    asked = "1b --method adamw8bit --remat --no-layerwise --gradients formed --budget"
+    whole = memory.plan("1b", "adamw8bit", memory.Setting(remat=True)).total
+    size = f"{int(whole / 0.9)}B"
+    assert run(*asked.split(), size) == 0
+    assert run(*asked.split(), size, "--share", "0.75") == 1
+    assert f"{whole / 0.9 * 0.75 / 1e9:.2f} GB for this process" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_budget_that_is_too_small_says_by_how_much(capsys: Output) -> None:
@@ -110,6 +141,12 @@ def test_a_budget_that_is_too_small_says_by_how_much(capsys: Output) -> None:
     [
         ("7bb", "Did you mean '7b'"),
         ("9m --budget lots", "24GB"),
+        ("9m --budget 0.75", "--budget CARD --share 0.75"),
+        ("9m --budget 24", "'24' has no unit, and would be bytes. Write 24GB"),
+        ("9m --budget t4 --share 1.5", "share=1.5 must be above 0 and at most 1"),
+        ("9m --budget t4 --share 0%", "share=0% must be above 0"),
+        ("9m --budget t4 --share most", "share=most must be"),
+        ("9m --share 0.5", "Add --budget, such as --budget rtx4090"),
         ("9m --method adamq", "Did you mean"),
         ("9m --option rank", "name=value"),
         ("9m --option rank=0", "rank=0"),

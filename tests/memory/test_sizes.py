@@ -88,6 +88,28 @@ def test_configs_that_are_no_llama_are_refused(
         Sizes.load(str(path))
 
 
+def test_a_folder_stands_for_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(memory.config_path("demo").read_text())
+    assert Sizes.load(str(tmp_path)) == Sizes.load("demo")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# Read me", r"config\.json is no JSON .*Give the config\.json of a model"),
+        (b"\xff\xfe", r"config\.json is no JSON"),
+        (b"[1, 2]", "lacks vocab_size"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Sizes.load(str(path))
+
+
 def test_an_unknown_model_is_told_the_nearest() -> None:
     with pytest.raises(FileNotFoundError, match="Did you mean '130m'"):
         Sizes.load("130mm")
