@@ -190,6 +190,8 @@ def compiled_refresh(params: Any, mesh: Any, **options: Any) -> str:
         ("at once", "layers", EXPLICIT),
         pytest.param("in rounds", "kept", EXPLICIT, marks=SLOW),
         pytest.param("at once", "layers", AUTO, marks=SLOW),
+        pytest.param("in rounds", "projected", AUTO, marks=SLOW),
+        pytest.param("at once", "projected", EXPLICIT, marks=SLOW),
     ],
     indirect=["held"],
 )

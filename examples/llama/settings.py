@@ -208,11 +208,6 @@ class Settings:
                 f" gradient that clip={self.clip} measures. Add clip_projected, or give"
                 " clip=0."
             )
-        if self.layerwise and self.axes:
-            raise ValueError(
-                f"layerwise runs on one device, but mesh={' '.join(self.mesh)}. Leave"
-                " one of them out."
-            )
 
     def _check_adapter(self) -> None:
         name = f"adapter={self.adapter}"

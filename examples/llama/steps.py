@@ -67,22 +67,30 @@ class Program:
 
     def init_params(self, seed: int) -> Any:
         """Fresh parameters, placed on the mesh."""
+        places = jax.tree.map(lambda x: x.sharding, self.placed())
+        return jax.jit(lambda: self._fresh(seed), out_shardings=places)()
 
-        def make() -> Any:
-            return nnx.to_pure_dict(nnx.state(self._model(seed), nnx.Param))
+    def placed(self) -> Any:
+        """Shapes of the parameters, and where they lie."""
+        return jax.tree.map_with_path(
+            lambda keys, x: x.update(sharding=self._sharding(keys, x)),
+            jax.eval_shape(lambda: self._fresh(0)),
+        )
 
-        places = jax.tree.map_with_path(self._sharding, jax.eval_shape(make))
-        return jax.jit(make, out_shardings=places)()
+    def _fresh(self, seed: int) -> Any:
+        return nnx.to_pure_dict(nnx.state(self._model(seed), nnx.Param))
 
     def init(self, params: Any) -> State:
         """Every array on all devices of the mesh, the optimizer's beside its leaf."""
         if self.mesh is None:
             return State(jnp.int32(0), params, self.init_optimizer(params))
-        places = galore_optax.state_shardings(self.tx, params)
-        opt_state = jax.jit(self.init_optimizer, out_shardings=places)(params)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         step = jax.jit(lambda: jnp.int32(0), out_shardings=everywhere)()
-        return State(step, params, opt_state)
+        return State(step, params, self.init_on_mesh(params))
+
+    def init_on_mesh(self, params: Any) -> Any:
+        places = galore_optax.state_shardings(self.tx, params)
+        return jax.jit(self.init_optimizer, out_shardings=places)(params)
 
     def init_optimizer(self, params: Any) -> Any:
         return self.tx.init(params)
@@ -191,8 +199,14 @@ class LayerProgram(Program):
         super().__post_init__()
         model, remat = layers.functions(self.shapes()), self.numerics.remat
         options = {"remat": remat, "form_gradients": self.form_gradients}
-        step = layerwise.make_step(model, self.tx, clip=self.clip, **options)
+        tx = self.tx
+        if self.mesh is not None:
+            tx = galore_optax.sharded(tx, layers.group(self.placed()))
+        step = layerwise.make_step(model, tx, clip=self.clip, **options)
         object.__setattr__(self, "step", step)
+
+    def init_on_mesh(self, params: Any) -> Any:
+        return self.init_optimizer(params)  # where `sharded` was told
 
     def init_optimizer(self, params: Any) -> Any:
         return self.step.init(layers.group(params))

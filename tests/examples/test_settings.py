@@ -30,10 +30,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": ({"tokens": 256}, "tokens=256 is more than the 128"),
     "model": ({"model": "130n"}, "Did you mean '130m'"),
     "corpus": ({"corpus": "pile"}, "known: prose, core, c4"),
-    "layers and devices": (
-        {"layerwise": True, "mesh": ("data=2",)},
-        "layerwise runs on one device",
-    ),
     "layers and norm": (
         {"layerwise": True, "accumulation": 4},
         "never holds the whole\\s+gradient that clip=1.0",

@@ -80,6 +80,16 @@ def test_layerwise_is_the_same_step(
     assert_layerwise_is_the_same(tiny(files, tmp_path), accumulation)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_layerwise_is_the_same_step_on_a_mesh(
+    files: Path, tmp_path: Path, accumulation: int
+) -> None:
+    mesh = ("data=2", "fsdp=1" if accumulation > 1 else "fsdp=4")
+    base = tiny(files, tmp_path, mesh=mesh, batch=8)
+    assert_layerwise_is_the_same(base, accumulation)
+
+
 def test_layerwise_is_the_same_step_of_a_tied_model(
     grouped: Path, tmp_path: Path
 ) -> None:
