@@ -25,6 +25,7 @@ from galore_optax._projector.groups import leaves_of
 from galore_optax._projector.renew import Run, Turn, renew_leaves
 from galore_optax._selection.matrices import Matrix
 from galore_optax._storage.projectors import Projectors
+from galore_optax._xla.order import once_done
 from galore_optax._xla.sharding import shards
 
 
@@ -53,11 +54,7 @@ class Rounds:
     ) -> Renewed:
         """All of them, from what is here of their members, by bundle."""
         pairs = zip(self.bundles, pieces, strict=True)
-        joined = [bundle.filled(each) for bundle, each in pairs]
-        deal = [
-            functools.partial(_dealt, *x)
-            for x in zip(self.bundles, joined, strict=True)
-        ]
+        deal = [functools.partial(_dealt, *pair) for pair in pairs]
         collect = [functools.partial(_collected, bundle) for bundle in self.bundles]
 
         def one(_: Any, at: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
@@ -119,9 +116,10 @@ def own(turn: Turn, mine: jax.Array) -> Turn:
     return Turn(lanes & somebody, owed & somebody, cold, names)
 
 
-def _dealt(bundle: Bundle, joined: Pieces, number: jax.Array) -> Pieces:
+def _dealt(bundle: Bundle, pieces: Sequence[Pieces], number: jax.Array) -> Pieces:
     """The matrix of this device, (1, projected, other), and its projectors."""
-    hand = bundle.hand(joined, number)
+    # Leaves are joined anew in each round, or the copies of all would be held.
+    hand = bundle.hand(bundle.filled(once_done(pieces, number)), number)
     matrix, side = bundle.matrix, bundle.matrix.sides[0]
     turned = hand.gradient.transpose(0, *side.axes, *side.others)
     gradient = turned.reshape(1, matrix.size(side.axes), -1)
