@@ -43,6 +43,7 @@ from galore_optax._selection.leaves import (
     Flat,
     Placeholder,
     flatten,
+    in_dtype,
     without_placeholders,
 )
 from galore_optax._selection.matrices import Plan, same_leaves
@@ -183,7 +184,10 @@ def _update(
         coordinates = project_all(plan, state)
     like = weights or plan.flat
     frame = Frame(
-        plan, tuple(_state.read(plan, state)), tuple(_dtypes(plan, config, like))
+        plan,
+        tuple(_state.read(plan, state)),
+        tuple(_dtypes(plan, config, like)),
+        config.moment_dtype,
     )
     directions, decay, inner_state = run_inner(
         inner_of(plan),
@@ -360,5 +364,5 @@ def _without_functions(plan: Plan, flat: Flat) -> Flat:
 def _emit(plan: Plan, directions: Sequence[jax.Array], like: Flat) -> Any:
     """The updates as a tree like the gradients, in the dtypes of the parameters."""
     dtypes = [jax.dtypes.canonicalize_dtype(value.dtype) for value in like.values]
-    values = [x.astype(dtype) for x, dtype in zip(directions, dtypes, strict=True)]
+    values = list(map(in_dtype, directions, dtypes))
     return plan.flat.rebuild(values, [True] * len(values))

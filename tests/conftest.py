@@ -19,7 +19,11 @@ import jaxlib.version
 import pytest
 
 _devices = os.environ.get("GALORE_OPTAX_TEST_DEVICES", "8")
-_flags = [f"--xla_force_host_platform_device_count={_devices}"]
+_flags = [
+    f"--xla_force_host_platform_device_count={_devices}",
+    # A program in 32 parts for as many cores is a third more work; programs are small.
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
 if jaxlib.version.__version_info__ < (0, 11):
     # Its emitters for fusions take three times as long to compile; later versions have
     # no others.
@@ -35,9 +39,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+# What is collected and what a module's fixtures make is compiled as the tests are.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(autouse=True)
 def _effort(request: pytest.FixtureRequest) -> Iterator[None]:
     optimized = request.node.get_closest_marker("optimized") is not None
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", True)

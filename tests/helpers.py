@@ -47,16 +47,17 @@ def tilted(gradient: np.ndarray, rank: int) -> np.ndarray:
 
 
 def normal(seed: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
+    """From NumPy: JAX compiles a program for every shape, in every process."""
+    return jnp.asarray(np.random.default_rng((seed, *shape)).normal(size=shape), dtype)
 
 
 def normal_like(tree: Any, seed: int) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    rngs = np.random.default_rng(seed).spawn(len(leaves))
     return treedef.unflatten(
         [
-            jax.random.normal(key, leaf.shape, jnp.float32).astype(leaf.dtype)
-            for key, leaf in zip(keys, leaves, strict=True)
+            jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+            for rng, leaf in zip(rngs, leaves, strict=True)
         ]
     )
 

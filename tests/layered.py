@@ -10,6 +10,7 @@ import optax
 
 import galore_optax
 from galore_optax import layerwise
+from tests.helpers import normal
 
 WIDTH, HIDDEN, LAYERS, VOCAB, STEPS, RATE = 16, 24, 3, 50, 20, 1e-2
 
@@ -19,18 +20,16 @@ TOLERANCE = RATE * 100 * EPS
 
 
 def parameters(layers: int = LAYERS) -> layerwise.Params:
-    keys = jax.random.split(jax.random.key(0), 4)
-
-    def normal(number: int, *shape: int) -> jax.Array:
-        return 0.3 * jax.random.normal(keys[number], shape)
+    def small(number: int, *shape: int) -> jax.Array:
+        return 0.3 * normal(number, shape)
 
     blocks = {
-        "up": {"kernel": normal(1, layers, WIDTH, HIDDEN)},
-        "down": {"kernel": normal(2, layers, HIDDEN, WIDTH)},
+        "up": {"kernel": small(1, layers, WIDTH, HIDDEN)},
+        "down": {"kernel": small(2, layers, HIDDEN, WIDTH)},
         "norm": {"scale": jnp.ones((layers, WIDTH))},
     }
-    head = {"lm_head": {"kernel": normal(3, WIDTH, VOCAB)}}
-    return layerwise.Params({"embedding": normal(0, VOCAB, WIDTH)}, blocks, head)
+    head = {"lm_head": {"kernel": small(3, WIDTH, VOCAB)}}
+    return layerwise.Params({"embedding": small(0, VOCAB, WIDTH)}, blocks, head)
 
 
 def embed(params: Any, batch: jax.Array) -> jax.Array:
@@ -59,7 +58,8 @@ TIED = layerwise.Model(embed, block, tied_head)
 
 
 def batches(step: int, count: int) -> jax.Array:
-    return jax.random.randint(jax.random.key(step), (count, 4, 9), 0, VOCAB)
+    rng = np.random.default_rng(step)
+    return jnp.asarray(rng.integers(0, VOCAB, (count, 4, 9)), jnp.int32)
 
 
 def loss_of(model: layerwise.Model, params: Any, batch: jax.Array) -> jax.Array:

@@ -10,12 +10,12 @@ import pytest
 
 import galore_optax as go
 from galore_optax import layerwise
-from tests.layered import LAYERS, MODEL, VOCAB, parameters
+from tests.layered import LAYERS, MODEL, batches, parameters
 
 CODE = go.codes.companded(min_size=64)
 EPS = float(np.finfo(np.float32).eps)
 PARAMS = parameters()
-BATCHES = jax.random.randint(jax.random.key(1), (1, 2, 6), 0, VOCAB)
+BATCHES = batches(1, 1)
 OLD = go.galore_adamw(1e-2, rank=8)
 
 

@@ -17,6 +17,7 @@ from tests.layered import MODEL, batches, parameters
 PARAMS = {"attn": {"kernel": jnp.ones((64, 128))}, "b": jnp.ones(4)}
 TX = go.galore(optax.adamw(1e-3), rank=16)
 STATE = TX.init(PARAMS)
+NARROW = go.galore(optax.adamw(1e-3), rank=16, moment_dtype=jnp.bfloat16)
 EIGHT = go.galore_adamw8bit(1e-3, rank=32, weight_decay=1e-4)
 
 
@@ -37,6 +38,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ),
         ValueError,
         "floating dtype, and this optimizer keeps them in eight bits. .*convert_state",
+    ),
+    "a state in f32 for moments in bf16": (
+        lambda: NARROW.update(PARAMS, STATE, PARAMS),
+        ValueError,
+        "'0/mu/attn/kernel' in float32, .* in bfloat16, by its moment_dtype. .*convert",
     ),
     "coordinates for gradients": (
         lambda: TX.update(low(), STATE, PARAMS),

@@ -10,7 +10,15 @@ LAYERWISE, NEVER = "a layer at a time", "gradients never formed"
 WAYS = {"layerwise": LAYERWISE, "never formed": NEVER}
 NAMES = "AdamW", "GaLore"
 MOMENTUM = {"Adafactor": "Adafactor, with momentum"}
-METHODS = ("AdamW", "8-bit AdamW", "Adafactor", "GaLore", "8-bit GaLore", "LoRA")
+METHODS = (
+    "AdamW",
+    "8-bit AdamW",
+    "Muon",
+    "Adafactor",
+    "GaLore",
+    "8-bit GaLore",
+    "LoRA",
+)
 ADAMW_F32, GALORE = "optax.adamw, f32 moments", "galore_adamw"
 SCALE, SCALE_MINILM = 0.25, 4.0  # of matrices, GaLore's: its default, alpha / rank
 

@@ -19,7 +19,12 @@ from benchmarks.training import tables
 import classify
 
 EPOCHS = 1
-RATES = (1e-3, 2e-3, 4e-3)  # of matrices: GaLore's are four times as high, times 0.25
+RATES = (
+    1e-3,
+    2e-3,
+    4e-3,
+    8e-3,
+)  # of matrices: GaLore's are four times as high, times 0.25
 METHODS = {"adamw": 1.0, "galore": 4.0}
 
 

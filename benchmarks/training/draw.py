@@ -17,7 +17,7 @@ from benchmarks.lib.pictures import BLUE, GREY, ORANGE
 
 FAR = 0.1  # nats above the best
 # Whose names would lie on those of their neighbours.
-_BELOW = ("Adafactor", "LoRA", "AdamW, no clipping")
+_BELOW = ("Adafactor", "LoRA", "AdamW, no clipping", "Fira")
 _LEFT = ("AdamW",)
 
 

@@ -39,19 +39,22 @@ def shown(entry: Found) -> str:
 @of("training/frontier_1m")
 def frontier_answer(found: Found) -> str:
     """Whether the gap is closed, and by what."""
-    small = {x["name"]: x for x in found["entries"] if x["small"] and x["level"]}
-    family = [name for name, entry in small.items() if entry["family"]]
+    others = [x for x in found["entries"] if x["name"] != found["base"]]
+    small = [x for x in others if x["small"] and x["level"]]
+    level = {x["name"]: f"{x['name']} ({_mean(x)})" for x in small}
+    family = {level[x["name"]]: None for x in small if x["family"]}
     best = [shown(entry) for entry in found["entries"] if entry["frontier"]]
-    said = f"**{'Yes' if small else 'No'}**: {_list(small)}"
-    said += (
-        f" has a loss within seeds of {found['base']}'s with at most the state of the"
-    )
-    said += (
-        f" GaLore whose moments have as many bits; of GaLore's family {_list(family)}."
-    )
+    said = f"**{'Yes' if small else 'No'}**: with at most the state of the GaLore whose"
+    said += " moments have as many bits, these have a loss that three seeds do not tell"
+    said += f" from {found['base']}'s (in parentheses the mean less its): "
+    said += f"{_list(level.values())}; of GaLore's family {_list(family)}."
     said += f" On the frontier, from the fewest bytes up: {_list(best)}."
     left = f" Not complete, and not counted: {_list(found['left'])}."
     return said + (left if found["left"] else "")
+
+
+def _mean(entry: Found) -> str:
+    return f"{entry['less_base']['mean']:+.4f}"
 
 
 def _list(names: Iterable[str]) -> str:

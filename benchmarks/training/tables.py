@@ -275,7 +275,7 @@ def finetuning_llama(found: Found) -> str:
             f"{run['trained']:,}",
             f"{run['state_bytes']:,} bytes",
         )
-        for run in found["runs"].values()
+        for run in _by_method(found["runs"])
     ]
     losses = "validation loss before", "after"
     head = "", "learning rate", *losses, "trained", "optimizer state"
@@ -284,11 +284,18 @@ def finetuning_llama(found: Found) -> str:
 
 @of("training/finetuning_llama")
 def finetuning_llama_samples(found: Found) -> str:
-    runs = list(found["runs"].values())
-    texts = {"before": runs[0]["sample_before"]}
-    texts |= {f"{run['method']}, {run['rate']:g}": run["sample"] for run in runs}
+    """Of each method at the rate of the least loss."""
+    runs = sorted(found["runs"].values(), key=lambda run: run["loss"], reverse=True)
+    best = _by_method({run["method"]: run for run in runs})  # the last of each stays
+    texts = {"before": best[0]["sample_before"]}
+    texts |= {f"{run['method']}, {run['rate']:g}": run["sample"] for run in best}
     rows = [(name, " ".join(text.split())) for name, text in texts.items()]
     return table(("", f'after the prompt "{found["prompt"]}"'), rows)
+
+
+def _by_method(runs: Found) -> list[Found]:
+    """The runs of each method by their rates."""
+    return sorted(runs.values(), key=lambda run: (run["method"], run["rate"]))
 
 
 @of("training/digits")
@@ -303,9 +310,7 @@ def digits(found: Found) -> str:
             f"{run['accuracy'][-1]:.2%}",
             f"{run['state_bytes']:,} bytes",
         )
-        for run in sorted(
-            found["runs"].values(), key=lambda run: (run["method"], run["rate"])
-        )
+        for run in _by_method(found["runs"])
     ]
     losses = "mean loss of the last epoch", "test images classified correctly"
     return table(("", "learning rate", *losses, "optimizer state"), rows)

@@ -12,13 +12,13 @@ import optax
 
 from galore_optax._context import within
 from galore_optax._inner.decay import away_from_zero
+from galore_optax._inner.expected import check_dtypes, check_state
 from galore_optax._inner.params_use import Arguments, Decay, ParamsUse, read_use
 from galore_optax._inner.readings import Known, Readings, types
 from galore_optax._placing.declared import beside_moments
 from galore_optax._projector.project import lift, project, zero_coordinates
-from galore_optax._selection.leaves import Flat, flatten
+from galore_optax._selection.leaves import Flat, in_dtype
 from galore_optax._selection.matrices import Matrix, Plan
-from galore_optax._storage.moments import holds_coded
 from galore_optax._storage.projectors import Projectors
 from galore_optax._xla.order import InTurn, one_by_one
 from galore_optax._xla.sharding import leaf_sharding, place, sharding_of
@@ -36,6 +36,7 @@ class Frame:
     plan: Plan
     projectors: tuple[Projectors, ...]
     dtypes: tuple[jnp.dtype, ...]  # what the inner computes in, by leaf
+    moment_dtype: jnp.dtype | None = None  # where the user names one for all
 
     def weights(self, values: Sequence[jax.Array]) -> list[jax.Array]:
         """`Z = PᵀW / scale`, the coordinates that the inner's updates add to."""
@@ -71,7 +72,7 @@ class Frame:
         return result
 
     def cast(self, values: Sequence[jax.Array]) -> list[jax.Array]:
-        return [x.astype(dtype) for x, dtype in zip(values, self.dtypes, strict=True)]
+        return list(map(in_dtype, values, self.dtypes))
 
     def pairs(self) -> list[tuple[Matrix, Projectors]]:
         return list(zip(self.plan.projected, self.projectors, strict=True))
@@ -149,7 +150,7 @@ def run_inner(
         optax.with_extra_args_support(inner).update, **extra_args
     )
     if params is None:
-        _check_state(jax.eval_shape(inner.init, low), state)
+        check_state(jax.eval_shape(inner.init, low), state)
         updates, state = update(low, state, None)
         return _leaves(flat, updates), {}, state
     whole = _FullSize(inner.init, update, frame, params, state)
@@ -209,7 +210,9 @@ class _FullSize:
     def _read(self) -> Known:
         treedef: Any = jax.tree.structure(self.state)
         shapes = jax.eval_shape(self.init, self._tree(self._values))
-        _check_state(shapes, self.state)
+        check_state(shapes, self.state)
+        if self.frame.moment_dtype is not None:
+            check_dtypes(shapes, self.state)
 
         def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
             updates, new = self.update(
@@ -280,31 +283,3 @@ class _FullSize:
 
     def _tree(self, values: Sequence[Any]) -> Any:
         return self.params.rebuild(values, self.frame.plan.is_full)
-
-
-def _check_state(expected: Any, found: Any) -> None:
-    """Raises unless `found` is built like a state that the inner makes itself."""
-    if flatten(expected).treedef == flatten(found).treedef:
-        return
-    coded = [holds_coded(x) for x in (expected, found)]
-    if coded[0] != coded[1] and _outline(expected) == _outline(found):
-        needs, has = ("eight bits" if x else "a floating dtype" for x in coded)
-        raise ValueError(
-            f"the state given to update has moments in {has}, and this optimizer keeps"
-            f" them in {needs}. galore_optax.convert_state(state, old, new, params)"
-            " turns one into the other; or begin anew with tx.init(params)."
-        )
-    raise ValueError(
-        "the state given to update is not of this inner optimizer: it needs"
-        f" {_outline(expected)}, and was given {_outline(found)}. Restore the state"
-        " with the optimizer it was saved with, or begin anew with tx.init(params)."
-        " Where both names are the same, labels or masks of the inner go by the number"
-        " of axes or by sizes, which coordinates do not share: choose them by path."
-    )
-
-
-def _outline(state: Any) -> str:
-    """The types that a state is nested of, as `(ScaleByAdamState, EmptyState)`."""
-    if isinstance(state, tuple) and type(state) is tuple:
-        return f"({', '.join(map(_outline, state))})"
-    return type(state).__name__

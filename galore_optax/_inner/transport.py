@@ -19,6 +19,7 @@ from jax.tree_util import GetAttrKey
 
 from galore_optax import codes
 from galore_optax._context import within
+from galore_optax._inner.expected import check_state
 from galore_optax._projector.project import turned, zero_coordinates
 from galore_optax._projector.refresh import any_lane, by_leaf
 from galore_optax._selection.leaves import by_end
@@ -107,8 +108,9 @@ class Transport:
           state: of the inner.
         """
         nodes, treedef = _nodes(state)
-        taken = by_leaf(self.plan, accepted, self.count)
         begin = _begin(self.inner, self._zeros())
+        check_state(begin.state, state)
+        taken = by_leaf(self.plan, accepted, self.count)
         owned = self._owned(nodes)
         rates = self._rates(nodes, begin.storage) if self.rule.turns else {}
         for number, paths in owned.items():
@@ -228,27 +230,32 @@ class Transport:
         return found
 
 
-class _Begin(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Begin:
     """What `init` makes, and how moments are stored in it."""
 
     storage: MomentStorage
-    nodes: Nodes
+    state: Any
+
+    @functools.cached_property
+    def _nodes(self) -> Nodes:
+        return _nodes(self.state)[0]
 
     def initial(self, path: Path) -> jax.Array:
-        return _load(self.storage, path, self.nodes[path])
+        return _load(self.storage, path, self._nodes[path])
 
 
 def _begin(inner: optax.GradientTransformation, params: Any) -> _Begin:
     storages: list[MomentStorage] = []
     with within(storages=storages):
-        nodes, _ = _nodes(inner.init(params))
+        state = inner.init(params)
     if any(storage != storages[0] for storage in storages):
         raise ValueError(
             "the inner holds several `quantized`, with different codes: which of them"
             " stored a moment cannot be told from its state. Give them one code, or use"
             " moments=galore_optax.moments.keep()."
         )
-    return _Begin((storages or [MomentStorage(codes.companded(), MOMENTS)])[0], nodes)
+    return _Begin((storages or [MomentStorage(codes.companded(), MOMENTS)])[0], state)
 
 
 class _Leaf(NamedTuple):

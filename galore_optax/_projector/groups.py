@@ -19,7 +19,7 @@ from jax import lax
 
 from galore_optax._selection.matrices import Matrix, Side
 from galore_optax._storage.projectors import Projectors
-from galore_optax._xla.order import row_major, unknown
+from galore_optax._xla.order import Tree, row_major, unknown
 from galore_optax._xla.sharding import explicit_sharding, place, replicated
 
 _BRANCHES = 16  # of one switch
@@ -242,26 +242,27 @@ def split(
 
 
 def parts(
-    stack: jax.Array,
+    stacks: Tree,
     sizes: Sequence[int],
     shapes: Sequence[tuple[int, ...]],
     step: jax.Array,
-) -> list[jax.Array]:
-    """`stack` cut along its first axis into such sizes, each part of another shape."""
+) -> list[Tree]:
+    """Stacks cut along their first axis into such sizes, each part of another shape."""
     if len(sizes) == 1:
-        return [stack.reshape(shapes[0])]
+        return [jax.tree.map(lambda stack: stack.reshape(shapes[0]), stacks)]
     starts = unknown(np.cumsum([0, *sizes[:-1]]).tolist(), step)
     return [
-        _part(start, size, shape, stack)
+        _part(start, size, shape, stacks)
         for start, size, shape in zip(starts, sizes, shapes, strict=True)
     ]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _part(
-    start: jax.Array, size: int, shape: tuple[int, ...], stack: jax.Array
-) -> jax.Array:
-    return lax.dynamic_slice_in_dim(stack, start, size).reshape(shape)
+def _part(start: jax.Array, size: int, shape: tuple[int, ...], stacks: Tree) -> Tree:
+    def cut(stack: jax.Array) -> jax.Array:
+        return lax.dynamic_slice_in_dim(stack, start, size).reshape(shape)
+
+    return jax.tree.map(cut, stacks)
 
 
 def at(stack: jax.Array, entry: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from galore_optax._projector.project import overlap
 from galore_optax._projector.renew import Run, Turn, renew_leaves
 from galore_optax._selection.matrices import Plan
 from galore_optax._storage.projectors import Projectors
+from galore_optax._xla.order import Tree
 from galore_optax._xla.sharding import everywhere, lying_like, varies_over
 from galore_optax.refresh import RefreshRule
 from galore_optax.subspace import Subspace
@@ -283,8 +284,8 @@ def counted(
     """The counters, `joined` so far, after step `count`, when those owed were tried."""
     last = jnp.where(accepted, count, counters[0])
     refused = counters[1] + (owed & ~accepted).astype(jnp.int32)
-    trees = [plan.arrange(by_leaf(plan, x, count)) for x in (last, refused)]
-    return Refresh(trees[0], trees[1], rest)
+    lasts, refusals = zip(*by_leaf(plan, (last, refused), count), strict=True)
+    return Refresh(plan.arrange(lasts), plan.arrange(refusals), rest)
 
 
 def rest_of(plan: Plan, refresh: Refresh) -> jax.Array | None:
@@ -317,7 +318,7 @@ def rested(
     return plan.arrange(by_leaf(plan, rest, before[0]))
 
 
-def by_leaf(plan: Plan, entries: jax.Array, step: jax.Array) -> list[jax.Array]:
+def by_leaf(plan: Plan, entries: Tree, step: jax.Array) -> list[Tree]:
     """What is known of every matrix, in the batch axes of each projected leaf."""
     shapes = [matrix.batch_shape for matrix in plan.projected]
     return parts(entries, plan.counts, shapes, step)

@@ -26,6 +26,12 @@ def _join(path: tuple[Any, ...]) -> str:
     return "/".join(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
+def in_dtype(x: Any, dtype: Any) -> Any:
+    """`x` itself where that is its dtype: asking JAX takes a time in large trees."""
+    same = x.dtype == dtype and not getattr(x, "weak_type", False)
+    return x if same else x.astype(dtype)
+
+
 def named_leaves(
     tree: Any, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from jax.extend import core
 
 from galore_optax._context import current
 from galore_optax._placing import rules
-from galore_optax._selection.leaves import Placeholder, by_end, is_box
+from galore_optax._selection.leaves import Placeholder, by_end, in_dtype, is_box
 from galore_optax._storage.fill import fills
 from galore_optax._xla.sharding import leaf_sharding, place
 from galore_optax.codes import Code, Quantized
@@ -120,7 +120,7 @@ class MomentStorage:
             if not jnp.issubdtype(x.dtype, jnp.floating):
                 return x
             coded = self.suits(path, x.shape)
-            return x.astype(jnp.float32 if coded else param.dtype)
+            return in_dtype(x, jnp.float32 if coded else param.dtype)
 
         return jax.tree_util.tree_map_with_path(one, tree, like)
 
@@ -145,21 +145,17 @@ class MomentStorage:
 
     def load(self, path: Path, stored: Quantized) -> jax.Array:
         """The moment at `path`, decoded."""
-        self._check(path, stored)
-        if not self.suits(path, stored.codes.shape):
-            return stored.codes
-        return _decode(self.code, stored, self.sign(path) == "signed")
-
-    def _check(self, path: Path, stored: Quantized) -> None:
         shape = tuple(stored.codes.shape)
         if not self.suits(path, shape):
             if stored.scales.shape != ():
                 wanted = _whole(jax.ShapeDtypeStruct(shape, jnp.float32))
                 raise ValueError(self._other_code(path, stored, wanted))
-            return
-        wanted = _form(self.code, shape, self.sign(path) == "signed")
+            return stored.codes
+        signed = self.sign(path) == "signed"
+        wanted = _form(self.code, shape, signed)
         if any(_type(x) != _type(y) for x, y in zip(stored, wanted, strict=True)):
             raise ValueError(self._other_code(path, stored, wanted))
+        return _decode(self.code, stored, signed)
 
     def _other_code(self, path: Path, stored: Quantized, wanted: Quantized) -> str:
         return (

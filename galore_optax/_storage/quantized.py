@@ -18,7 +18,7 @@ import optax
 
 from galore_optax import codes
 from galore_optax._context import current
-from galore_optax._selection.leaves import Placeholder
+from galore_optax._selection.leaves import Placeholder, in_dtype
 from galore_optax._storage.moments import MomentStorage, Sign, holds_coded, name
 from galore_optax.codes import Code
 
@@ -110,7 +110,7 @@ def _as_usual(found: Any, like: Any) -> Any:
 
     def cast(x: Any, y: Any) -> Any:
         both = all(jnp.issubdtype(z.dtype, jnp.inexact) for z in (x, y))
-        return x.astype(y.dtype) if both else x
+        return in_dtype(x, y.dtype) if both else x
 
     return jax.tree.map(cast, found, like)
 

@@ -39,7 +39,7 @@ class Budget:
     whole: int
     """Bytes of the card, or of the size."""
     share: float
-    """Of these; as many a program has."""
+    """Which part of them a process has, at most 1."""
 
     @property
     def bytes(self) -> int:

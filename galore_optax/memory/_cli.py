@@ -136,11 +136,15 @@ def _plan(found: argparse.Namespace) -> int:
     if budget:
         print(f"\n{_allowed(budget)}", flush=True)
         choices = search(sizes, methods, _settings(setting, found), budget.bytes)
-        print("\nwhat fits, by estimate, the largest rank first:")
-        print(_shown(choices[:_SHOWN]))
-        if len(choices) > _SHOWN:
-            print(f"and {len(choices) - _SHOWN} more")
+        _show(choices)
     return 0
+
+
+def _show(choices: Sequence[Choice]) -> None:
+    print("\nwhat fits, by estimate, the largest rank first:")
+    print(_shown(choices[:_SHOWN]))
+    if len(choices) > _SHOWN:
+        print(f"and {len(choices) - _SHOWN} more")
 
 
 def _budget(found: argparse.Namespace) -> Budget | None:
@@ -159,20 +163,25 @@ def _allowed(budget: Budget) -> str:
     told = f"{budget.name}: {gigabytes(budget.bytes)} for this process"
     if budget.share < 1:
         told += f", {budget.share:.4g} of {gigabytes(budget.whole)}"
+    return f"{told}{_how(budget)}"
+
+
+def _how(budget: Budget) -> str:
+    """The rest of the sentence: what a program has to be told for that."""
     variable = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-    if budget.name not in CARDS:
+    if budget.is_gpu and budget.share == PREALLOCATED:
         return (
-            f"{told}. JAX takes {PREALLOCATED:.0%} of a GPU: add --share {PREALLOCATED}"
-            f" if this is the size of one, or set {variable}."
+            ", which is what JAX takes of a GPU. For more, start your program with"
+            f" {variable}=.95, and add --share .95 here."
         )
-    if not budget.is_gpu:
-        return f"{told}."
-    if budget.share == PREALLOCATED:
-        return (
-            f"{told}, which is what JAX takes of a GPU. For more, start your program"
-            f" with {variable}=.95, and add --share .95 here."
-        )
-    return f"{told}. Start your program with {variable}={budget.share:.4g}."
+    if budget.name in CARDS and not budget.is_gpu:
+        return "."
+    if budget.share < 1:
+        return f". Start your program with {variable}={budget.share:.4g}."
+    return (
+        f". JAX takes {PREALLOCATED:.0%} of a GPU: add --share {PREALLOCATED} if this"
+        f" is the size of one, or set {variable}."
+    )
 
 
 def _methods(names: Sequence[str], options: dict[str, Any]) -> list[Method]:

@@ -16,20 +16,17 @@ from galore_optax import memory
 from galore_optax.layerwise import Params
 from galore_optax.memory import Setting, Sizes
 from galore_optax.memory._plan import activations
+from tests.helpers import normal_like
 
 SIZES = Sizes(vocab=50, width=16, hidden=24, layers=3, heads=2)
 TOKENS = np.random.default_rng(0).integers(0, 50, (4, 13)).astype(np.int32)
 
 
 def random_params(sizes: Sizes = SIZES, seed: int = 0) -> Params:
-    leaves, treedef = jax.tree.flatten(memory.shapes(sizes, "float32"))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    values = [
-        (len(x.shape) < 3 and x.shape[-1] == sizes.width)
-        + 0.3 * jax.random.normal(key, x.shape)
-        for key, x in zip(keys, leaves, strict=True)
-    ]
-    return treedef.unflatten(values)
+    noise = normal_like(memory.shapes(sizes, "float32"), seed)
+    return jax.tree.map(
+        lambda x: (x.ndim < 3 and x.shape[-1] == sizes.width) + 0.3 * x, noise
+    )
 
 
 def test_loss_is_that_of_the_example() -> None:

@@ -200,3 +200,28 @@ def test_a_quick_run_leaves_no_record(
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match="run the benchmark"):
         records.load("some")
+
+
+def test_what_a_fine_tuned_model_says_is_shown_at_its_best_rate() -> None:
+    runs = {
+        f"{method}, {rate:g}": {
+            **{"method": method, "rate": rate, "loss": loss, "before": 4.0},
+            **{"sample_before": "first", "sample": f"{method} at {loss}"},
+            **{"trained": 10, "state_bytes": 20},
+        }
+        for method, rate, loss in [
+            ("galore", 1e-4, 3.7),
+            ("adamw", 3e-4, 3.65),
+            ("galore", 3e-4, 3.6),
+            ("adamw", 1e-4, 3.5),
+        ]
+    }
+    found = {"prompt": "Say", "runs": runs}
+    assert training.finetuning_llama_samples(found).splitlines()[2:] == [
+        "| before | first |",
+        "| adamw, 0.0001 | adamw at 3.5 |",
+        "| galore, 0.0003 | galore at 3.6 |",
+    ]
+    rows = training.finetuning_llama(found).splitlines()[2:]
+    starts = ["AdamW | 0.0001", "AdamW | 0.0003", "GaLore | 0.0001", "GaLore | 0.0003"]
+    assert [row[2 : 2 + len(x)] for row, x in zip(rows, starts, strict=True)] == starts

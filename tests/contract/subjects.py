@@ -39,6 +39,13 @@ READY_MADE: dict[str, Make] = {
     "apollo_adamw": lambda: go.apollo_adamw(
         LR, rank=4, weight_decay=0.1, update_proj_gap=3
     ),
+    "apollo_mini_adamw": lambda: go.apollo_mini_adamw(
+        LR, weight_decay=0.1, update_proj_gap=3
+    ),
+    "galore_muon": lambda: go.galore_muon(
+        LR, rank=4, weight_decay=0.1, update_proj_gap=2
+    ),
+    "ldadam": lambda: go.ldadam(LR, rank=4, weight_decay=0.1),
 }
 
 TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
@@ -85,14 +92,7 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
     "galore(adam), lazy": lambda: go.galore(
         optax.adam(LR), rank=4, refresh=go.refresh.lazy(), update_proj_gap=1
     ),
-    "apollo_mini_adamw": lambda: go.apollo_mini_adamw(
-        LR, weight_decay=0.1, update_proj_gap=3
-    ),
-    "galore_muon": lambda: go.galore_muon(
-        LR, rank=4, weight_decay=0.1, update_proj_gap=2
-    ),
     "galore(muon)": lambda: go.galore(optax.contrib.muon(LR), rank=4),
-    "ldadam": lambda: go.ldadam(LR, rank=4, weight_decay=0.1),
     "galore(adam), full": lambda: go.galore(optax.adam(LR), rank=4, proj_type="full"),
     "galore(adam), int4": lambda: go.galore(
         optax.adam(LR), rank=4, projector_dtype="int4", update_proj_gap=3
@@ -131,7 +131,7 @@ TRANSFORMATIONS: dict[str, Make] = READY_MADE | {
 
 # A row takes its time: others are run by CI alone, where they differ from these in
 # nothing that the table is about.
-QUICK = set(READY_MADE) - {"apollo_adamw"}
+QUICK = {"galore_adamw", "galore_adamw8bit", "galore_adafactor", "fira_adamw"}
 
 
 def _rows(names: dict[str, Make], quick: Collection[str]) -> pytest.MarkDecorator:
@@ -154,7 +154,7 @@ INSIDE = (
     "ldadam",
 )
 outermost = _rows({k: v for k, v in TRANSFORMATIONS.items() if k not in INSIDE}, QUICK)
-ready_made = _rows(READY_MADE, READY_MADE)
+ready_made = _rows(READY_MADE, QUICK)
 
 
 def params(dtype: Any = jnp.float32) -> Any:

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from galore_optax.memory import _methods
 from tests.contract.subjects import (
+    READY_MADE,
     assert_equal,
     avals,
     every,
@@ -25,6 +27,10 @@ WIDE = [
     (jnp.float64, jnp.bfloat16, True),
     (jnp.float32, jnp.float64, True),
 ]
+
+
+def test_every_ready_made_optimizer_is_a_row() -> None:
+    assert set(READY_MADE) == set(_methods._READY)
 
 
 def compilations(caplog: Any) -> list[str]:

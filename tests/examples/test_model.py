@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from galore_optax.memory import config_names, config_path
+from tests.helpers import normal_like
 
 import hugging_face
 from model import SIZES, Config, LLaMA, Numerics, parameter_count
@@ -36,11 +37,9 @@ MILLIONS = {
 def params_of(config: Config, seed: int = 0) -> Any:
     """Weights large enough that every part of the model matters."""
     state = nnx.state(LLaMA(config, nnx.Rngs(seed)), nnx.Param)
-    keys = iter(jax.random.split(jax.random.key(seed), 99))
-    return jax.tree.map(
-        lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape),
-        nnx.to_pure_dict(state),
-    )
+    weights = nnx.to_pure_dict(state)
+    noise = normal_like(weights, seed)
+    return jax.tree.map(lambda x, y: x + 0.2 * y, weights, noise)
 
 
 def logits(

@@ -107,7 +107,10 @@ def test_a_budget_may_be_a_card(capsys: Output) -> None:
         ("rtx4090 --share .95", "24.09 GB for this process, 0.95 of 25.35 GB. Start"),
         ("rtx4090 --share 95%", "program with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95."),
         ("v5e", "v5e: 17.18 GB for this process.\n"),
-        ("24GB --share 0.75", "24GB: 18.00 GB for this process, 0.75 of 24.00 GB."),
+        (
+            "24GB --share 0.75",
+            "24GB: 18.00 GB for this process, 0.75 of 24.00 GB. Start",
+        ),
     ],
 )
 def test_a_budget_is_what_jax_leaves_of_a_card(
