@@ -82,10 +82,12 @@ def test_smaller_blocks_lose_no_more(length: int, heavy: bool) -> None:
     x = np.asarray(normal(0, (64, length)))
     x = jnp.asarray(x * np.exp(2 * np.asarray(normal(1, x.shape))) if heavy else x)
 
-    def error(block: int | None, signed: bool) -> float:
+    def lost(block: int | None, signed: bool) -> np.ndarray:
         code, exact = codes.companded(block=block), x if signed else x * x
         found = code.decode(code.encode(exact, signed), signed)
-        return float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
+        return np.square(np.float64(found) - np.float64(exact))
 
     for signed in (True, False):
-        assert error(None, signed) <= error(64, signed)
+        more = lost(None, signed) - lost(64, signed)
+        # Blocks of 50 are no parts of those of 64: within two standard errors.
+        assert more.sum() <= 2 * np.sqrt(np.square(more).sum())
