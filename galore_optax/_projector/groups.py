@@ -103,7 +103,8 @@ def _leaf(
     matrix: Matrix, start: int, gradient: jax.Array, projectors: Projectors
 ) -> Leaf:
     def stack(x: jax.Array) -> jax.Array:
-        return x.reshape(matrix.count, -1, matrix.rank)
+        entries = x.size // (matrix.count * matrix.rank)
+        return lax.reshape(x, (matrix.count, entries, matrix.rank))
 
     # Traced here once, and not for each way to loop.
     stacks = tuple(jax.tree.map(stack, projector) for projector in projectors)
