@@ -95,6 +95,16 @@ class Program:
     def init_optimizer(self, params: Any) -> Any:
         return self.tx.init(params)
 
+    @property
+    def on_mesh(self) -> optax.GradientTransformation:
+        """The optimizer, which knows where parameters lie: XLA tells no one.
+
+        Devices then share a refresh, each renewing its own matrices.
+        """
+        if self.mesh is None:
+            return self.tx
+        return galore_optax.sharded(self.tx, self.placed())
+
     def place(self, params: Any) -> Any:
         """Host arrays as parameters on the mesh, in the dtype of the run."""
         dtype = jnp.dtype(self.numerics.params)
@@ -169,7 +179,8 @@ class Program:
     def advance(self, state: State, parts: jax.Array) -> tuple[Any, ...]:
         """Parameters and optimizer state after a step; loss; norm of the gradient."""
         loss, gradients = self.gradients(state.params, parts)
-        updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
+        update = self.on_mesh.update
+        updates, opt_state = update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return params, opt_state, loss, optax.tree.norm(gradients)
 
