@@ -6,7 +6,6 @@ decay `b W` that is computed beside the product breaks it off: an array of the l
 size is written and read again (`memory/compiled_step` counts them).
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -118,8 +117,6 @@ def _times(multiple: Multiple, number: Any) -> Multiple:
     return multiple._replace(numbers=(*multiple.numbers, number))
 
 
-# Compiled by itself, and in place, so that it is traced once for all leaves.
-@functools.partial(jax.jit, static_argnums=1, inline=True)
 def away_from_zero(factor: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`factor` in `dtype`, or a number as good as zero that can be divided by."""
     return jnp.where(jnp.abs(factor) < _LEAST, -_LEAST, factor).astype(dtype)

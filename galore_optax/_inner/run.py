@@ -100,14 +100,29 @@ def _lift_one(
     sharding, dtype = sharding_of(matrix.path, weight), weight.dtype
     factor, _ = decay
     if dtype == jnp.bfloat16 and factor is not None:
-        factor = away_from_zero(factor, dtype)
-        low = (low / factor.astype(low.dtype)).astype(dtype)
-        return factor * (lift(matrix, projectors, low, sharding, dtype) + weight)
+        factor, low = _divided(low, factor, dtype)
+        full = lift(matrix, projectors, low, sharding, dtype)
+        return _times_sum(factor, full, weight)
     narrow = dtype if dtype.itemsize <= 2 else None
     low = low if narrow is None else low.astype(narrow)
     full = lift(matrix, projectors, low, sharding, narrow)
     array = decay_of(weight, decay)
     return full if array is None else full + array.astype(full.dtype)
+
+
+# Compiled by themselves, and in place, so that they are traced once for all leaves.
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+def _divided(
+    low: jax.Array, factor: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """`factor` and `low / factor`, both in `dtype`."""
+    factor = away_from_zero(factor, dtype)
+    return factor, (low / factor.astype(low.dtype)).astype(dtype)
+
+
+@functools.partial(jax.jit, inline=True)
+def _times_sum(factor: jax.Array, full: jax.Array, weight: jax.Array) -> jax.Array:
+    return factor * (full + weight)
 
 
 def decay_of(weight: jax.Array, decay: Decay) -> jax.Array | None:
