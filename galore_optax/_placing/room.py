@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 from galore_optax._asking.held import array_bytes
 from galore_optax._asking.leaf_report import size
+from galore_optax._storage.moments import name
 from galore_optax._xla.sharding import names_of
 
 
@@ -25,8 +26,8 @@ def refuse_without_room(state: Any, shardings: Any) -> None:
     raise ValueError(
         f"the state takes {size(sum(each))} on each of {places[0].mesh.size} devices,"
         f" which have {size(room)}. The largest part,"
-        f" '{jax.tree_util.keystr(path, simple=True, separator='/')}', takes"
-        f" {size(each[most])}: {_split(places[most], len(array.shape))}. Take a mesh"
+        f" '{name(path)}', takes {size(each[most])}:"
+        f" {_split(places[most], len(array.shape))}. Take a mesh"
         " with more devices, split an axis of that leaf, spread=..., or moments in"
         " eight bits, galore_optax.quantized."
     )
